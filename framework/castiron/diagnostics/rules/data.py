@@ -1,0 +1,7 @@
+"""D1xx: data and the contract."""
+
+from __future__ import annotations
+
+from castiron.diagnostics.rules.rule import Rule
+
+RULES: tuple[Rule, ...] = ()

@@ -1,0 +1,7 @@
+"""S4xx: loss scaling."""
+
+from __future__ import annotations
+
+from castiron.diagnostics.rules.rule import Rule
+
+RULES: tuple[Rule, ...] = ()
