@@ -78,7 +78,8 @@ class NumberFormat:
         if self.numpy_name.startswith("ml_dtypes."):
             import ml_dtypes
 
-            return np.dtype(getattr(ml_dtypes, self.numpy_name.removeprefix("ml_dtypes.")))
+            scalar: type[Any] = getattr(ml_dtypes, self.numpy_name.removeprefix("ml_dtypes."))
+            return np.dtype(scalar)
         return np.dtype(self.numpy_name)
 
     def __str__(self) -> str:
@@ -190,8 +191,8 @@ def number_format(name: str) -> NumberFormat:
 
 def is_wider(a: str, b: str) -> bool:
     """Whether float format `a` holds every value of `b`, and more (float16 and bfloat16: neither)."""
-    fa, fb = number_format(a), number_format(b)
-    return fa.name != fb.name and fa.exponent_bits >= fb.exponent_bits and fa.fraction_bits >= fb.fraction_bits
+    x, y = number_format(a), number_format(b)
+    return x.name != y.name and x.exponent_bits >= y.exponent_bits and x.fraction_bits >= y.fraction_bits
 
 
 def widest(*names: str) -> str:

@@ -13,9 +13,7 @@ class CastironError(Exception):
     exit_code: int = 2
 
     def __init__(self, findings: Finding | Iterable[Finding]) -> None:
-        self.findings: tuple[Finding, ...] = (
-            (findings,) if isinstance(findings, Finding) else tuple(findings)
-        )
+        self.findings: tuple[Finding, ...] = (findings,) if isinstance(findings, Finding) else tuple(findings)
         super().__init__("\n".join(str(f) for f in self.findings))
 
     def __reduce__(self) -> tuple[type[CastironError], tuple[tuple[Finding, ...]]]:
@@ -27,7 +25,7 @@ class ConfigError(CastironError):
 
 
 class PlanError(ConfigError):
-    """A policy that does not fit the model: a rule that matches nothing, rules that clash, a dtype not applied."""
+    """A policy that does not fit the model: rules that match nothing or clash, dtypes not applied."""
 
 
 class HardwareError(ConfigError):
