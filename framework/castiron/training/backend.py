@@ -1,0 +1,214 @@
+"""What the front door asks of a wing: the Backend protocol, and the plain data that goes in and comes out.
+
+A wing (`castiron.lightning`, `castiron.keras`) is reached by name only, so that nothing below it imports a
+framework. It does the arithmetic and owns no terminal: what it has to say goes to the job's `Reporter`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from castiron.diagnostics import ConfigError, Finding, Place, finding
+
+if TYPE_CHECKING:
+    from castiron.data import DataReport
+    from castiron.policy.hardware import DeviceCapability
+    from castiron.policy.plan import Plan
+    from castiron.training.config import RunConfig
+    from castiron.training.recipe import Recipe
+    from castiron.training.run_directory import RunDirectory
+
+BackendName = Literal["torch", "tensorflow"]
+Status = Literal["completed", "stopped", "interrupted", "failed"]
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One glance at a running training; made when something is logged, never for every step."""
+
+    step: int
+    """Committed optimizer steps so far."""
+    steps: int | None
+    """Steps in all; None where the end is not known."""
+    epoch: int
+    """From 1."""
+    epochs: int | None
+    loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Latest validation metrics, `{name: value}`."""
+    items_per_s: float | None = None
+    scale: float | None = None
+    """Loss scale; None where nothing is scaled."""
+    held: int = 0
+    """Held steps so far."""
+
+
+class Reporter(Protocol):
+    """Where a wing says what it does: one live bar on a terminal, plain lines elsewhere, or nothing."""
+
+    verbosity: Literal["quiet", "normal", "verbose"]
+
+    def say(self, text: str) -> None:
+        """One line for the user (not shown when quiet)."""
+
+    def findings(self, findings: Sequence[Finding]) -> None:
+        """Warnings and errors, shown also when quiet."""
+
+    def plan(self, plan: Plan) -> None:
+        """The plan, in brief; in full when verbose."""
+
+    def data(self, reports: Mapping[str, DataReport]) -> None:
+        """The data report of each split."""
+
+    def begin(self, progress: Progress) -> None:
+        """Training starts; the bar appears."""
+
+    def update(self, progress: Progress) -> None:
+        """Something was logged; cheap, but at most a few times a second."""
+
+    def end(self) -> None:
+        """Training ended, well or not; the bar goes away. Calling it twice does no harm."""
+
+
+class Silent:
+    """The reporter that says nothing."""
+
+    verbosity: Literal["quiet", "normal", "verbose"] = "quiet"
+
+    def say(self, text: str) -> None: ...
+    def findings(self, findings: Sequence[Finding]) -> None: ...
+    def plan(self, plan: Plan) -> None: ...
+    def data(self, reports: Mapping[str, DataReport]) -> None: ...
+    def begin(self, progress: Progress) -> None: ...
+    def update(self, progress: Progress) -> None: ...
+    def end(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One thing to do with a run."""
+
+    config: RunConfig
+    """Resolved and validated; `config.model` is an instance of `recipe.Config`."""
+    recipe: type[Recipe]
+    run: RunDirectory
+    """Exists. `config.yaml` and `environment.json` are written by the caller, and `summary.json` from the
+    outcome; `plan.json`, `data.json`, `metrics.jsonl`, `events.*`, `checkpoints/` and `incidents/` are the
+    backend's."""
+    checkpoint: Path | None = None
+    """`fit`: resume from it; None starts anew. `evaluate`, `predict`: the weights to load."""
+    reporter: Reporter = field(default_factory=Silent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a training ended; `summary.json` is made of it."""
+
+    status: Status
+    """completed (also by early stopping); stopped: early, by a signal or a limit, resumable;
+    interrupted: by Ctrl-C, resumable; failed: on an incident."""
+    steps: int
+    held_steps: int = 0
+    incidents: int = 0
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """`{"train": {"loss": …}, "validation": {…}, "test": {…}}`; splits that were not run are left out."""
+    duration_s: float = 0.0
+    """Of the training itself, without set-up."""
+    items_per_s: float = 0.0
+    message: str = ""
+    """Why it ended, one sentence; empty for the ordinary end."""
+    checkpoint: Path | None = None
+    """The best checkpoint (the last, where nothing is monitored)."""
+    findings: tuple[Finding, ...] = ()
+    """What stopped it, for `failed`."""
+
+    @property
+    def exit_code(self) -> int:
+        return {"completed": 0, "failed": 1, "stopped": 75, "interrupted": 130}[self.status]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What a run would be, found without training (`--dry-run`, `data check`)."""
+
+    plan: Plan
+    data: Mapping[str, DataReport]
+    parameters: int
+    """Trainable elements of the model."""
+    steps_per_epoch: int
+    steps: int
+    """Optimizer steps in all."""
+    findings: tuple[Finding, ...] = ()
+
+
+class Backend(Protocol):
+    """A wing. Errors of the user are raised as `CastironError`; nothing is printed."""
+
+    name: BackendName
+
+    def capability(self, device: str = "auto") -> DeviceCapability:
+        """What the device ("auto", "cpu", "cuda") computes in which format."""
+
+    def preview(self, job: Job) -> Preview:
+        """Load the data, build the model, resolve the plan; train nothing, write only below `job.run`."""
+
+    def fit(self, job: Job) -> Outcome:
+        """Train. Ctrl-C and SIGTERM leave a resumable checkpoint and come back as an outcome."""
+
+    def evaluate(self, job: Job, splits: Sequence[Split] = ("test",)) -> dict[str, dict[str, float]]:
+        """`{split: {metric: value}}` of `job.checkpoint`, in the run's own policy."""
+
+    def predict(self, job: Job, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """One JSON-ready mapping per input. A text is the recipe's text field; a mapping names its fields."""
+
+
+_HOMES: dict[str, tuple[str, str, str, str]] = {
+    # name: module, class, package that must be there, what to install
+    "torch": ("castiron.lightning.backend", "LightningBackend", "torch", "pip install castiron"),
+    "tensorflow": (
+        "castiron.keras.backend",
+        "KerasBackend",
+        "tensorflow",
+        "pip install 'castiron[tensorflow]'",
+    ),
+}
+
+
+def load_backend(name: str) -> Backend:
+    """The wing of this name. Imports its framework.
+
+    Raises:
+        ConfigError: no such backend, or its packages are not installed; says what to install.
+    """
+    place = Place(key="backend")
+    if name not in _HOMES:
+        expected = " or ".join(f"'{n}'" for n in _HOMES)
+        raise ConfigError(
+            finding("X805", "No such backend.", place=place, expected=expected, received=f"'{name}'")
+        )
+    module, cls, package, install = _HOMES[name]
+    for needed in (package, module):
+        if not _installed(needed):
+            raise ConfigError(
+                finding(
+                    "X812",
+                    f"The backend '{name}' needs the package '{needed}', which is not installed.",
+                    place=place,
+                    remedy=f"Run: {install}",
+                )
+            )
+    backend: Backend = getattr(importlib.import_module(module), cls)()
+    return backend
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

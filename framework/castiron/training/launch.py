@@ -1,0 +1,170 @@
+"""A run from beginning to end: directory, config, environment, backend, summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from castiron.diagnostics import CastironError, ConfigError, Finding, RunError, finding
+from castiron.training.backend import Backend, Job, Outcome, Preview, Reporter, Silent, load_backend
+from castiron.training.config import RunConfig
+from castiron.training.config_file import LoadedConfig, load_config, resolve_source
+from castiron.training.environment import describe_environment
+from castiron.training.registry import recipe_file
+from castiron.training.run_directory import CONFIG, ENVIRONMENT, RunDirectory
+from castiron.training.yaml_reader import describe
+
+RUNS = Path("runs")
+"""Where runs go unless another folder is given."""
+
+CHANGEABLE = frozenset(
+    {"max_epochs", "max_steps", "log_every", "checkpoint_every", "early_stopping", "threads"}
+)
+"""Settings of `trainer` that may change when a run is resumed; any other would make it another run."""
+
+
+def train(
+    loaded: LoadedConfig, *, runs: Path = RUNS, name: str | None = None, reporter: Reporter | None = None
+) -> tuple[RunDirectory, Outcome]:
+    """Train a new run.
+
+    Raises:
+        CastironError: a mistake in config, data or names; the run's directory is removed again where nothing
+            was trained.
+    """
+    backend = load_backend(loaded.config.backend)
+    run = RunDirectory.create(Path(runs), loaded.recipe.name, name)
+    job = Job(config=loaded.config, recipe=loaded.recipe, run=run, reporter=reporter or Silent())
+    return run, _fit(backend, job, loaded)
+
+
+def resume(
+    run: RunDirectory, overrides: Sequence[str] = (), *, source: str | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[RunDirectory, Outcome]:  # fmt: skip
+    """Go on with a run from its last checkpoint.
+
+    Args:
+        run: the run.
+        overrides: what to change; only `CHANGEABLE` settings can be.
+        source: a config file that the run is supposed to be of; refused where it says otherwise.
+        reporter: where to say what is done.
+
+    Raises:
+        CastironError: no checkpoint, or a setting differs that makes it another run (X815).
+    """
+    before = load_run(run)
+    file = source if source is not None and resolve_source(source).file else None
+    loaded = load_config(file, overrides) if file else load_config(run.path / CONFIG, overrides)
+    _same_run(before.config, loaded, run)
+    backend = load_backend(loaded.config.backend)
+    checkpoint = run.checkpoint("last")
+    job = Job(
+        config=loaded.config,
+        recipe=loaded.recipe,
+        run=run,
+        checkpoint=checkpoint,
+        reporter=reporter or Silent(),
+    )
+    return run, _fit(backend, job, loaded)
+
+
+def preview(loaded: LoadedConfig, run: RunDirectory, reporter: Reporter | None = None) -> Preview:
+    """What a run would be, without training; `run` is a folder to work in.
+
+    Raises:
+        CastironError: the plan, the device or the data refuse it.
+    """
+    job = Job(config=loaded.config, recipe=loaded.recipe, run=run, reporter=reporter or Silent())
+    with _PlacedErrors(loaded):
+        return load_backend(loaded.config.backend).preview(job)
+
+
+def load_run(run: RunDirectory, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """The config of a run, with the recipe it was trained from."""
+    return load_config(run.path / CONFIG, overrides)
+
+
+def _fit(backend: Backend, job: Job, loaded: LoadedConfig) -> Outcome:
+    started = time.perf_counter()
+    run = job.run
+    try:
+        with run.claimed(), _PlacedErrors(loaded):
+            run.write_config(job.config)
+            run.write_json(ENVIRONMENT, describe_environment(recipe_file(job.recipe)))
+            outcome = backend.fit(job)
+    except CastironError as e:
+        if not (job.checkpoint is None and run.discard_if_unused()) and not _is_lock(e):
+            _fail(run, job, str(e), time.perf_counter() - started, e.findings)
+        raise
+    except KeyboardInterrupt:
+        outcome = Outcome(status="interrupted", steps=_steps(run), duration_s=time.perf_counter() - started)
+    except BaseException as e:
+        _fail(run, job, f"{type(e).__name__}: {e}", time.perf_counter() - started)
+        raise
+    finally:
+        job.reporter.end()
+        run.close()
+    run.write_summary(outcome, job.config)
+    return outcome
+
+
+class _PlacedErrors:
+    """Gives errors about keys of the config the file and line where these are stated."""
+
+    def __init__(self, loaded: LoadedConfig) -> None:
+        self._loaded = loaded
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, CastironError):
+            error.__init__(self._loaded.placed(error.findings))  # type: ignore[misc]
+
+
+def _fail(
+    run: RunDirectory, job: Job, message: str, duration_s: float, findings: Sequence[Finding] = ()
+) -> None:
+    if run.path.is_dir():
+        outcome = Outcome(
+            status="failed",
+            steps=_steps(run),
+            duration_s=duration_s,
+            message=message,
+            findings=tuple(findings),
+        )
+        run.write_summary(outcome, job.config)
+
+
+def _is_lock(error: CastironError) -> bool:
+    return isinstance(error, RunError) and any(f.code == "X817" for f in error.findings)
+
+
+def _steps(run: RunDirectory) -> int:
+    rows = run.metrics()
+    return int(rows[-1].get("step", 0)) if rows else 0
+
+
+def _same_run(before: RunConfig, loaded: LoadedConfig, run: RunDirectory) -> None:
+    changed = list(_differences(before.resolved(), loaded.config.resolved()))
+    problems = [
+        finding(
+            "X815", "A resumed run cannot change this setting.", place=loaded.merged.locate(path),
+            expected=f"{describe(old)}, as in the run {run.name}", received=describe(new),
+            remedy="Start a new run, or leave the setting out: castiron train --resume "
+            f"{run.name} takes everything from the run.",
+        )
+        for path, old, new in changed
+        if not (len(path) > 1 and path[0] == "trainer" and path[1] in CHANGEABLE)
+    ]  # fmt: skip
+    if problems:
+        raise ConfigError(problems)
+
+
+def _differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = dict.fromkeys([*old, *new])
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), (*path, k))]
+    return [] if old == new else [(path, old, new)]

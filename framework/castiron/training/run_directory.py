@@ -1,0 +1,383 @@
+"""The run directory: everything a run leaves behind. Files are written whole or not at all.
+
+`runs/<recipe>/<time or name>/`: `config.yaml` (resolved), `plan.json`, `data.json`, `audit.json`,
+`events.out.tfevents.*`, `metrics.jsonl`, `checkpoints/`, `incidents/step-N/`, `summary.json`,
+`environment.json`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from castiron.data.files import written_atomically
+from castiron.diagnostics import Place, RunError, finding
+from castiron.training.suggestions import did_you_mean, near
+
+if TYPE_CHECKING:
+    from castiron.training.backend import Outcome
+    from castiron.training.config import RunConfig
+
+CONFIG = "config.yaml"
+PLAN = "plan.json"
+DATA = "data.json"
+AUDIT = "audit.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+ENVIRONMENT = "environment.json"
+CHECKPOINTS = "checkpoints"
+INCIDENTS = "incidents"
+ASSETS = "assets"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,99}")
+
+
+class RunDirectory:
+    """A run's folder. Make one with `create`, find one with `open`.
+
+    Failures of the file system are raised as RunError (X819), which says the file and the reason.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics: IO[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
+    # --- making and finding ------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, runs: Path, recipe: str, name: str | None = None) -> RunDirectory:
+        """A new, empty run directory. Two processes never get the same one.
+
+        Args:
+            runs: the folder of all runs.
+            recipe: name of the recipe.
+            name: of the run; the time (UTC) by default.
+
+        Raises:
+            RunError: the name is taken (X817), is no name for a folder (X820), or nothing can be written
+                (X819).
+        """
+        if name is not None and not _NAME.fullmatch(name):
+            raise RunError(
+                finding(
+                    "X820",
+                    "The run's name cannot be that of a folder.",
+                    received=f"'{name}'",
+                    expected="letters, digits, '.', '_', '-', '+' or '=', 100 at most",
+                    remedy="Choose another --name.",
+                )
+            )
+        parent = Path(runs) / recipe
+        stem = name or datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        with _written(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, 1000):
+            path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+            try:
+                with _written(path):
+                    path.mkdir()
+            except FileExistsError:
+                if name is None:
+                    continue
+                raise RunError(_taken(path, recipe, name)) from None
+            run = cls(path)
+            with _written(path):
+                (path / CHECKPOINTS).mkdir()
+            return run
+        raise RunError(finding("X819", "No free name was found.", place=Place(file=str(parent))))
+
+    @classmethod
+    def open(cls, run: str | Path, runs: Path) -> RunDirectory:
+        """An existing run, given as a path or as `<recipe>/<name>` (or `<recipe>`: its latest) below `runs`.
+
+        Raises:
+            RunError: there is none (X818), with near misses; or what a run must have is missing.
+        """
+        for path in (Path(run), Path(runs) / run):
+            if (path / CONFIG).is_file():
+                return cls(path)
+            if path.is_file() and path.name in (CONFIG, SUMMARY):
+                return cls.open(path.parent, runs)
+        for path in (Path(runs) / run, Path(run)):
+            if path.is_dir() and (last := latest(path)) is not None:
+                return last
+        if Path(run).is_dir() or (Path(runs) / run).is_dir():
+            folder = Path(run) if Path(run).is_dir() else Path(runs) / run
+            raise RunError(
+                finding(
+                    "X818", f"This folder is no run: '{CONFIG}' is missing.", place=Place(file=str(folder))
+                )
+            )
+        known = [f"{r.path.parent.name}/{r.path.name}" for r in all_runs(runs)]
+        remedy = did_you_mean(near(str(run), known))
+        if not remedy and known:
+            remedy = f"The latest runs are {', '.join(known[-3:])}."
+        raise RunError(
+            finding(
+                "X818",
+                "There is no such run.",
+                expected=f"a run's folder, or <recipe>/<name> below '{runs}'",
+                received=f"'{run}'",
+                remedy=remedy or None,
+            )
+        )
+
+    # --- names -------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """`<recipe>/<name>`, as `--resume` takes it."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @property
+    def incidents(self) -> Path:
+        return self.path / INCIDENTS
+
+    @property
+    def assets(self) -> Path:
+        """What the recipe learned from its data (a vocabulary), and embedded data."""
+        return self.path / ASSETS
+
+    def checkpoint(self, which: Literal["best", "last"] = "best") -> Path:
+        """The best checkpoint, or the last; the other one where this one is missing.
+
+        Raises:
+            RunError: the run has none.
+        """
+        order = ("best", "last") if which == "best" else ("last", "best")
+        for stem in order:
+            if found := sorted(self.checkpoints.glob(f"{stem}.*")):
+                return found[0]
+        raise RunError(
+            finding(
+                "X818",
+                "The run has no checkpoint.",
+                place=Place(file=str(self.checkpoints)),
+                remedy="Train it first; a run that ended before its first checkpoint starts anew.",
+            )
+        )
+
+    # --- files -------------------------------------------------------------------------------------
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a file whole: under a temporary name, synced, then renamed."""
+        path = self.path / name
+        with _written(path), written_atomically(path) as file:
+            file.write(text.encode("utf-8"))
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a JSON file whole. NaN and infinities are written as null: JSON has none."""
+        text = json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+        return self.write_text(name, text + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file.
+
+        Raises:
+            RunError: it is missing (X818) or damaged (X822).
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            place = Place(file=str(path))
+            raise RunError(finding("X818", f"The run has no '{name}'.", place=place)) from None
+        except (OSError, ValueError) as e:
+            raise RunError(
+                finding("X822", f"The file cannot be read: {e}", place=Place(file=str(path)))
+            ) from e
+
+    def write_config(self, config: RunConfig) -> Path:
+        """`config.yaml`: every default written out; it runs again as it is."""
+        from castiron.training.yaml_writer import as_yaml
+
+        header = f"The resolved config of the run {self.name}, every default written out."
+        return self.write_text(CONFIG, as_yaml(config.resolved(), header))
+
+    def write_summary(self, outcome: Outcome, config: RunConfig) -> Path:
+        """`summary.json`, from the outcome."""
+        record = asdict(outcome)
+        del record["findings"]
+        record["checkpoint"] = str(outcome.checkpoint) if outcome.checkpoint else None
+        record["policy"] = str(config.precision)
+        record["recipe"], record["seed"] = config.recipe, config.seed
+        if outcome.findings:
+            record["findings"] = [f.as_dict() for f in outcome.findings]
+        return self.write_json(SUMMARY, record)
+
+    def summary(self) -> dict[str, Any]:
+        """The content of `summary.json`; `{"status": "running"}` while there is none."""
+        if not (self.path / SUMMARY).exists():
+            return {"status": "running"}
+        summary: dict[str, Any] = self.read_json(SUMMARY)
+        return summary
+
+    # --- metrics -----------------------------------------------------------------------------------
+
+    def log_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append a row to `metrics.jsonl`. It is in the file when this returns, unless the machine fails."""
+        with _written(self.path / METRICS):
+            if self._metrics is None:
+                self._metrics = open(self.path / METRICS, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+            self._metrics.write(json.dumps(_finite(row), default=float, allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`; a torn last line (of a killed run) is passed over."""
+        path = self.path / METRICS
+        if not path.exists():
+            return []
+        rows, lines = [], path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                if number < len(lines):  # a whole line ends with a line break
+                    place = Place(file=str(path), line=number)
+                    raise RunError(finding("X822", "The line is not JSON.", place=place)) from None
+        return rows
+
+    def trim_metrics(self, step: int) -> None:
+        """Drop rows later than this step, and a torn last line: a resumed run writes them again."""
+        self.close()
+        if (self.path / METRICS).exists():
+            kept = [r for r in self.metrics() if r.get("step", 0) <= step]
+            self.write_text(METRICS, "".join(json.dumps(r) + "\n" for r in kept))
+
+    def close(self) -> None:
+        """Close `metrics.jsonl`; it is opened again when a row is logged."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+    # --- whole -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def claimed(self) -> Iterator[RunDirectory]:
+        """Hold the run for this process, so that no second one writes into it.
+
+        Raises:
+            RunError: another process holds it (X817).
+        """
+        import fcntl
+
+        path = self.path / ".lock"
+        with _written(path):
+            file = open(path, "a+")  # noqa: SIM115
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = "Another process is writing into this run."
+                raise RunError(
+                    finding(
+                        "X817", message, place=Place(file=str(self.path)), remedy="Wait until it has ended."
+                    )
+                ) from None
+            yield self
+        finally:
+            self.close()
+            file.close()
+
+    def discard_if_unused(self) -> bool:
+        """Remove a run that has trained nothing (no metrics, no checkpoint, no incident), so that its name is
+        free again."""
+        kept = [self.path / METRICS, *self.checkpoints.glob("*"), *self.incidents.glob("*")]
+        if any(p.exists() for p in kept):
+            return False
+        shutil.rmtree(self.path, ignore_errors=True)
+        return True
+
+
+def all_runs(runs: Path) -> list[RunDirectory]:
+    """Every run below this folder, oldest first."""
+    found = []
+    for config in Path(runs).glob(f"*/*/{CONFIG}"):
+        try:
+            found.append((config.stat().st_mtime_ns, str(config), RunDirectory(config.parent)))
+        except OSError:  # removed meanwhile
+            continue
+    return [run for _, _, run in sorted(found, key=lambda f: f[:2])]
+
+
+def latest(recipe_folder: Path) -> RunDirectory | None:
+    """The run below `runs/<recipe>` that was started last."""
+    found = [r for r in all_runs(recipe_folder.parent) if r.path.parent.name == recipe_folder.name]
+    return found[-1] if found else None
+
+
+def _taken(path: Path, recipe: str, name: str) -> Any:
+    return finding(
+        "X817",
+        "There is a run of this name already.",
+        place=Place(file=str(path)),
+        remedy=f"Choose another --name, or continue it: castiron train {recipe} --resume {recipe}/{name}",
+    )
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Turns failures of the file system into a RunError; FileExistsError passes."""
+    try:
+        yield
+    except FileExistsError:
+        if path.exists() and not path.is_dir():
+            message = "A file stands where a folder is to be made."
+            raise RunError(finding("X819", message, place=Place(file=str(path)))) from None
+        raise
+    except OSError as e:
+        reason = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "permission is denied",
+            errno.EPERM: "permission is denied",
+            errno.ENOENT: "the folder does not exist",
+            errno.ENOTDIR: "a part of the path is a file",
+            errno.ENAMETOOLONG: "the name is too long",
+        }.get(e.errno or 0, e.strerror or str(e))
+        message = f"The file cannot be written: {reason}."
+        raise RunError(finding("X819", message, place=Place(file=str(path)))) from e
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def timestamp() -> str:
+    """Now, UTC, as ISO 8601."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in this folder last through a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
