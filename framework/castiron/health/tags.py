@@ -1,0 +1,113 @@
+"""TensorBoard tags: the one place that names them, with the sentence each card shows.
+
+TensorBoard groups cards by what stands before the first slash: *Training*, *Precision*, *Health*,
+*Incidents*, and titles a card with what stands behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Group = Literal["Training", "Precision", "Health", "Incidents"]
+GROUPS: tuple[Group, ...] = ("Training", "Precision", "Health", "Incidents")
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A tag and its description (Markdown), which TensorBoard shows beside the card's title."""
+
+    name: str
+    description: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _tag(group: Group, *parts: str, says: str) -> Tag:
+    return Tag("/".join((group, *parts)), says)
+
+
+# --- Training ------------------------------------------------------------------------------------------
+
+
+def loss(split: Split) -> Tag:
+    return metric("loss", split)
+
+
+def metric(name: str, split: Split) -> Tag:
+    """A metric of a split; `loss` is one of them."""
+    over = "mean since the last log" if split == "train" else f"over the whole {split} split"
+    return _tag("Training", name, split, says=f"{name}, {over}.")
+
+
+def learning_rate(group: str | None = None) -> Tag:
+    """Learning rate of the optimizer, or of one of its parameter groups."""
+    return _tag("Training", "learning rate", *([group] if group else []), says="Learning rate of the step.")
+
+
+def throughput() -> Tag:
+    return _tag(
+        "Training", "items per second", says="Rows of the data set trained on per second, this process."
+    )
+
+
+def epoch() -> Tag:
+    return _tag("Training", "epoch", says="Epochs done, with the fraction of the one running.")
+
+
+def gradient_norm() -> Tag:
+    return _tag("Training", "gradient norm", says="L2 norm of all gradients, unscaled and before clipping.")
+
+
+def data_report(split: Split) -> Tag:
+    return _tag("Training", "data", split, says="What was read, and what every cast did to it.")
+
+
+def config() -> Tag:
+    return _tag("Training", "config", says="The resolved config: every default written out.")
+
+
+# --- Precision -----------------------------------------------------------------------------------------
+
+
+def policy() -> Tag:
+    return _tag("Precision", "policy", says="What was declared.")
+
+
+def plan() -> Tag:
+    return _tag("Precision", "plan", says="The policy resolved against this model: a row per layer.")
+
+
+def census() -> Tag:
+    return _tag("Precision", "census", says="What the layers really store, format by format.")
+
+
+def loss_scale() -> Tag:
+    return _tag("Precision", "loss scale", says="Factor the loss was multiplied by before backward.")
+
+
+def stored_bytes(kind: str, dtype: str) -> Tag:
+    """Bytes of a kind of tensors (`parameters`, `buffers`, `optimizer state`) stored in a format."""
+    return _tag("Precision", f"{kind} bytes", dtype, says=f"Bytes of {kind} stored in {dtype}.")
+
+
+def computing_layers(compute: str) -> Tag:
+    return _tag(
+        "Precision", "layers by compute format", compute, says=f"Layers that compute in {compute}, by plan."
+    )
+
+
+# --- Incidents -----------------------------------------------------------------------------------------
+
+
+def held_steps() -> Tag:
+    return _tag(
+        "Incidents", "held steps", says="Steps so far that were held: none of their effects was kept."
+    )
+
+
+def findings() -> Tag:
+    return _tag("Incidents", "findings", says="Warnings and errors of the run, with their remedies.")

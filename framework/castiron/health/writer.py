@@ -1,0 +1,216 @@
+"""Writes TensorBoard event files without a framework, and never at the expense of the training.
+
+Records are framed by tensorboard's own `RecordWriter` and made of tensorboard's own protocol buffers
+(`castiron.health.records`). Its `EventFileWriter` is not used: it opens the file through
+`tensorboard.compat.tf`, which imports TensorFlow wherever that is installed (2 s and 270 MB), and once a
+write has failed it raises at every later one.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from castiron.diagnostics import Finding, Place, RunError, finding
+from castiron.health import records
+from castiron.health.tags import Tag
+
+_file_numbers = itertools.count()
+
+
+class EventWriter:
+    """One event file of a run. Safe to use from several threads; use it as a context manager or `close()` it.
+
+    Every call is one record, handed to the operating system at once, so that nothing is lost when the
+    process is killed. A write that fails later on (a full disk) is reported once, and leaves the file
+    readable: the torn record is cut off, events are dropped and counted, and writing goes on when there
+    is room again.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        on_problem: Callable[[Finding], None] | None = None,
+    ) -> None:
+        """Make the folder and a new event file in it.
+
+        Args:
+            folder: the run directory; each becomes one run in TensorBoard.
+            clock: gives the wall time of events, in seconds since 1970.
+            on_problem: told when a write fails, once; by default a `RuntimeWarning`.
+
+        Raises:
+            RunError: X819, the file cannot be made.
+        """
+        self._clock = clock
+        self._on_problem = on_problem or _warn
+        self._lock = threading.Lock()
+        self._described: set[str] = set()
+        self._end = 0
+        self._failed = False
+        self.dropped = 0
+        """Events that could not be written."""
+        start = clock()
+        unique = f"{socket.gethostname()}.{os.getpid()}.{next(_file_numbers)}"
+        self.path = Path(folder) / f"events.out.tfevents.{int(start):010d}.{unique}"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("xb", buffering=0)
+            self._append(records.file_header(start))
+        except OSError as e:
+            raise RunError(self._cannot_write(e)) from e
+
+    # --- what is written --------------------------------------------------------------------------------
+
+    def scalar(self, tag: Tag | str, value: float, step: int) -> None:
+        """One number (kept as float32). NaN and infinity are written as they are."""
+        self.scalars({tag: value}, step)
+
+    def scalars(self, values: Mapping[Tag | str, float] | Mapping[Tag, float], step: int) -> None:
+        """Several numbers of one step, as one record."""
+        self._add(step, [records.scalar(self._head(tag), value) for tag, value in values.items()])
+
+    def text(self, tag: Tag | str, markdown: str, step: int = 0) -> None:
+        """Markdown, shown on the Text page."""
+        self._add(step, [records.text(self._head(tag), markdown)])
+
+    def image(self, tag: Tag | str, png: bytes, step: int = 0) -> None:
+        """A picture, as the bytes of a PNG file.
+
+        Raises:
+            ValueError: the bytes are no PNG file.
+        """
+        self._add(step, [records.image(self._head(tag), png)])
+
+    def histogram(
+        self,
+        tag: Tag | str,
+        edges: Sequence[float],
+        counts: Sequence[float],
+        step: int,
+        *,
+        total: float | None = None,
+        total_squares: float | None = None,
+    ) -> None:
+        """A histogram from its buckets: bucket i holds `counts[i]` values from `edges[i]` to `edges[i + 1]`.
+
+        Args:
+            edges: ascending, one more than counts.
+            total: sum of the values; by default from the middles of the buckets.
+            total_squares: sum of their squares; likewise.
+
+        Raises:
+            ValueError: the numbers of edges and counts do not fit, or edges do not ascend.
+        """
+        head = self._head(tag)
+        self._add(step, [records.histogram(head, edges, counts, total=total, total_squares=total_squares)])
+
+    def hparams(self, values: Mapping[str, Any], metrics: Sequence[Tag | str] = ()) -> None:
+        """The run's hyper-parameters, and which scalars are its results.
+
+        Nested mappings become dotted names. The HParams page shows the last value of each of these scalars
+        beside the hyper-parameters.
+        """
+        now = self._clock()
+        names = [str(m) for m in metrics]
+        self._add(0, [records.experiment(values, names, now), records.session_start(values, now)])
+
+    def hparams_end(self, *, success: bool) -> None:
+        """The run has ended, well or not."""
+        self._add(0, [records.session_end(success, self._clock())])
+
+    def layout(self, layout: Any) -> None:
+        """The layout of the Custom Scalars page (`castiron.health.layout`)."""
+        self._add(0, [records.custom_scalars(layout)])
+
+    # --- the file ---------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Have the operating system write to the disk what it was given."""
+        with self._lock:
+            if not self._file.closed:
+                try:
+                    os.fsync(self._file.fileno())
+                except OSError as e:
+                    self._report(e)
+
+    def close(self) -> None:
+        """Flush and close. Closing twice does no harm; what is added afterwards is an error."""
+        self.flush()
+        with self._lock:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _head(self, tag: Tag | str) -> records.Head:
+        """Tag and description; TensorBoard takes the description from a tag's first record."""
+        name = str(tag)
+        description = "" if isinstance(tag, str) or name in self._described else tag.description
+        self._described.add(name)
+        return records.Head(name, description)
+
+    def _add(self, step: int, values: Sequence[Any]) -> None:
+        record = records.event(self._clock(), int(step), values)
+        with self._lock:
+            if self._file.closed:
+                raise ValueError(f"the event file {self.path} is closed")
+            try:
+                self._append(record)
+            except OSError as e:
+                self.dropped += 1
+                self._cut()
+                self._report(e)
+
+    def _append(self, record: bytes) -> None:
+        """Write one framed record in full, or raise OSError."""
+        framed = io.BytesIO()
+        RecordWriter(framed).write(record)
+        rest = framed.getbuffer()
+        while len(rest):
+            rest = rest[self._file.write(rest) or 0 :]
+        self._end = self._file.tell()
+
+    def _cut(self) -> None:
+        """Take off what was written of a torn record: a reader stops at the first one."""
+        try:
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+        except OSError as e:
+            self._report(e)
+
+    def _report(self, error: OSError) -> None:
+        if not self._failed:
+            self._failed = True
+            self._on_problem(self._cannot_write(error))
+
+    def _cannot_write(self, error: OSError) -> Finding:
+        return finding(
+            "X819",
+            f"TensorBoard events cannot be written: {error.strerror or error}",
+            place=Place(file=str(self.path)),
+            severity="warning",
+            remedy="Make room or grant access; training goes on, events are dropped until then.",
+        )
+
+
+def _warn(problem: Finding) -> None:
+    warnings.warn(str(problem), RuntimeWarning, stacklevel=2)
