@@ -134,7 +134,8 @@ def test_wider_means_that_every_value_is_kept(a: str, b: str) -> None:
     with np.errstate(all="ignore"):
         back = values.astype(target.numpy_dtype).astype(source.numpy_dtype)
         wide = values.astype(np.float64)
-    kept = (back == values) | np.isnan(wide) | (np.isinf(wide) & (not target.has_infinity))
+        same = back == values
+    kept = same | np.isnan(wide) | (np.isinf(wide) & (not target.has_infinity))
     assert bool(kept.all()) == is_wider(a, b)
 
 
