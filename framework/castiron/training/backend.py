@@ -193,16 +193,12 @@ def load_backend(name: str) -> Backend:
             finding("X805", "No such backend.", place=place, expected=expected, received=f"'{name}'")
         )
     module, cls, package, install = _HOMES[name]
-    for needed in (package, module):
-        if not _installed(needed):
-            raise ConfigError(
-                finding(
-                    "X812",
-                    f"The backend '{name}' needs the package '{needed}', which is not installed.",
-                    place=place,
-                    remedy=f"Run: {install}",
-                )
-            )
+    if not _installed(package):
+        message = f"The backend '{name}' needs the package '{package}', which is not installed."
+        raise ConfigError(finding("X812", message, place=place, remedy=f"Run: {install}"))
+    if not _installed(module):
+        message = f"This version of castiron has no backend '{name}'."
+        raise ConfigError(finding("X812", message, place=place, remedy="Install a version that has it."))
     backend: Backend = getattr(importlib.import_module(module), cls)()
     return backend
 

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from castiron.data.options import ReadOptions
 from castiron.policy import PrecisionPolicy
 from castiron.policy.sections import EnforceSection, GuardSection, HealthSection, Section
 
@@ -41,21 +42,6 @@ SHORT_FORMS = {
     ("optimizer", "schedule"): "name",
 }
 """Mappings that may be written as one word → the key that the word stands for."""
-
-
-class ReadConfig(Section):
-    """How text files of data are read."""
-
-    header: bool = True
-    """The first line of a CSV or TSV file names the columns. Without it they are called `0`, `1`, …"""
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    """What separates columns. null: a comma in .csv, a tab in .tsv."""
-    quoting: bool = True
-    """Double quotes enclose a cell. Switch it off for files in which quotes are ordinary characters."""
-    encoding: str = "utf-8"
-    """Encoding of text files."""
-    missing_values: tuple[str, ...] | None = None
-    """Spellings that mean a missing value. null: those of the recipe's schema."""
 
 
 class HoldOut(Section):
@@ -78,13 +64,15 @@ class DataConfig(Section):
     """Validation data, by which models are selected. null: held out, or embedded."""
     test: Paths | None = None
     """Test data, used once, at the end. null: held out, or embedded."""
-    columns: dict[str, str | tuple[str, ...]] = {}
-    """Field of the recipe's schema → column of the files. Several names are alternatives: the one that a
-    file has is used."""
+    embedded: bool = True
+    """Whether the recipe's embedded data stands in where `train` is null; false: `train` must be given."""
+    columns: dict[str, str | int | tuple[str | int, ...]] = {}
+    """Field of the recipe's schema → column of the files: its name, or its position from 0 where there is no
+    header. Several are alternatives: the one that a file has is used."""
     hold_out: HoldOut = HoldOut()
     """Rows of the training data that become validation and test data where no files are given for these."""
-    read: ReadConfig = ReadConfig()
-    """How text files are read."""
+    read: ReadOptions = ReadOptions()
+    """How the files are read."""
     batch_size: PositiveInt = 64
     """Rows in a batch."""
     bucket: bool = True

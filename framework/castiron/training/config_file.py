@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +22,7 @@ from castiron.training.config_errors import findings_of, keys_of, models_at
 from castiron.training.config_merge import IsOpen, Merged
 from castiron.training.configs import packaged_configs
 from castiron.training.overrides import read_overrides
-from castiron.training.registry import absolute_name, find_recipe, registered
+from castiron.training.registry import absolute_name, find_recipe, recipe_file, registered
 from castiron.training.suggestions import did_you_mean, near, near_key
 from castiron.training.yaml_reader import Document, KeyPath, describe, read_file
 
@@ -45,6 +46,15 @@ class LoadedConfig:
     def placed(self, findings: Iterable[Finding]) -> list[Finding]:
         """Findings about keys of the config, with the file and line where these were stated."""
         return [_placed(f, self.merged) for f in findings]
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Errors raised within, about keys of the config, get the file and line where these are stated."""
+        try:
+            yield
+        except CastironError as e:
+            e.__init__(self.placed(e.findings))  # type: ignore[misc]
+            raise
 
 
 def load_config(
@@ -181,11 +191,19 @@ def resolve_source(name: str) -> Source:
 
 
 def default_config(recipe: type[Recipe]) -> Path | None:
-    """The default config of a recipe, or of the nearest recipe that it inherits from; None: it has none."""
+    """The default config of a recipe, or of the nearest recipe that it inherits from; None: it has none.
+
+    It is `default.yaml` in the recipe's package, or the packaged config of the recipe's name.
+    """
     packaged = packaged_configs()
     for cls in recipe.__mro__:
         name = cls.__dict__.get("name")
-        if isinstance(name, str) and (found := packaged.get(f"{name.replace('-', '_')}/default")):
+        if not isinstance(name, str):
+            continue
+        beside = recipe_file(cls).with_name("default.yaml")
+        if beside.is_file() and beside.with_name("__init__.py").is_file():
+            return beside
+        if found := packaged.get(f"{name.replace('-', '_')}/default"):
             return found
     return None
 
@@ -198,8 +216,6 @@ def name_of(recipe: type[Recipe]) -> str:
         if cls == recipe.__qualname__ and f"{recipe.__module__}.".startswith(f"{module}."):
             return known.name
     if recipe.__module__.startswith("castiron_user_"):
-        from castiron.training.registry import recipe_file
-
         return f"{recipe_file(recipe)}:{recipe.__qualname__}"
     return target
 

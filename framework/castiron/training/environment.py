@@ -45,7 +45,7 @@ def describe_environment(code: Path | None = None) -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
-        "cpus_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus_usable": cpus_usable(),
         "memory_bytes": memory_bytes(),
         "versions": versions(),
         "git": git_state((code or Path.cwd()).resolve()),
@@ -63,6 +63,11 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def cpus_usable() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes() -> int | None:

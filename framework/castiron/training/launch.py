@@ -78,7 +78,7 @@ def preview(loaded: LoadedConfig, run: RunDirectory, reporter: Reporter | None =
         CastironError: the plan, the device or the data refuse it.
     """
     job = Job(config=loaded.config, recipe=loaded.recipe, run=run, reporter=reporter or Silent())
-    with _PlacedErrors(loaded):
+    with loaded.placing():
         return load_backend(loaded.config.backend).preview(job)
 
 
@@ -91,7 +91,7 @@ def _fit(backend: Backend, job: Job, loaded: LoadedConfig) -> Outcome:
     started = time.perf_counter()
     run = job.run
     try:
-        with run.claimed(), _PlacedErrors(loaded):
+        with run.claimed(), loaded.placing():
             run.write_config(job.config)
             run.write_json(ENVIRONMENT, describe_environment(recipe_file(job.recipe)))
             outcome = backend.fit(job)
@@ -109,19 +109,6 @@ def _fit(backend: Backend, job: Job, loaded: LoadedConfig) -> Outcome:
         run.close()
     run.write_summary(outcome, job.config)
     return outcome
-
-
-class _PlacedErrors:
-    """Gives errors about keys of the config the file and line where these are stated."""
-
-    def __init__(self, loaded: LoadedConfig) -> None:
-        self._loaded = loaded
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, CastironError):
-            error.__init__(self._loaded.placed(error.findings))  # type: ignore[misc]
 
 
 def _fail(

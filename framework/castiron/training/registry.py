@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -42,6 +43,18 @@ def registered() -> dict[str, Registered]:
         # castiron's own names cannot be taken by another package.
         found.setdefault(point.name, Registered(point.name, point.value, package))
     return found
+
+
+def headline(recipe: Registered) -> str:
+    """What a recipe is, in a line: the docstring of its module, read without importing it."""
+    module = recipe.target.partition(":")[0]
+    try:
+        spec = importlib.util.find_spec(module)
+        source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+        docstring = ast.get_docstring(ast.parse(source)) or ""
+    except (ImportError, OSError, SyntaxError, UnicodeDecodeError, ValueError):
+        return ""
+    return docstring.partition("\n")[0]
 
 
 def find_recipe(name: str, *, folder: Path | None = None, place: Place | None = None) -> type[Recipe]:
@@ -135,7 +148,12 @@ def _import_module(name: str, place: Place) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    """Import a file under a name that is the same in every process, so that its classes can be pickled."""
+    """Import a file under a name that is the same in every process, so that its classes can be pickled.
+
+    A file in a package (a folder with `__init__.py`) is imported as the package's module.
+    """
+    if (path.parent / "__init__.py").is_file():
+        return _import_packaged(path)
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"castiron_user_{re.sub(r'[^0-9A-Za-z]', '_', path.stem)}_{digest}"
     if name in sys.modules:
@@ -152,6 +170,20 @@ def _import_file(path: Path) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    return module
+
+
+def _import_packaged(path: Path) -> ModuleType:
+    root = path.parent
+    while (root.parent / "__init__.py").is_file():
+        root = root.parent
+    root = root.parent
+    name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    module = importlib.import_module(name)
+    if module.__file__ is None or not Path(module.__file__).samefile(path):
+        raise ImportError(f"the module name '{name}' is taken by {module.__file__}; rename the folder")
     return module
 
 

@@ -239,4 +239,14 @@ RULES: tuple[Rule, ...] = (
         bad="castiron train configs/",
         good="castiron train configs/lstm_sentiment/default.yaml",
     ),
+    Rule(
+        code="X824",
+        name="file-exists",
+        severity="error",
+        what="A file that would be written is there already.",
+        why="Somebody's work would be lost.",
+        remedy="Choose another name, or move the file away.",
+        bad="castiron configs copy lstm_sentiment/default my_config.yaml   # twice",
+        good="castiron configs copy lstm_sentiment/default another.yaml",
+    ),
 )

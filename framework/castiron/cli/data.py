@@ -1,0 +1,109 @@
+"""`castiron data check|fetch|describe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Check, describe and download data.",
+    no_args_is_help=True, rich_markup_mode=None,
+)  # fmt: skip
+
+
+@app.command("check")
+def check(
+    config: Annotated[str, typer.Argument(metavar="CONFIG|NAME", help="As for `castiron train`.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings said otherwise: data.train=my.csv"),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="For programs: the whole report of each split.")
+    ] = False,
+) -> None:
+    """Run the data contract alone: read every file, cast every value, and report what that changed.
+
+    \b
+    castiron data check lstm_sentiment/sst2 data.train=train.tsv data.columns.label=1
+    """
+    import tempfile
+
+    from castiron.cli import console
+    from castiron.cli.tables import data_report
+    from castiron.diagnostics.finding import Finding, Place
+    from castiron.training.config_file import load_config
+    from castiron.training.splits import load_splits
+
+    loaded = load_config(config, overrides or [])
+    with tempfile.TemporaryDirectory(prefix="castiron-data-") as folder, loaded.placing():
+        splits = load_splits(loaded.config, loaded.recipe(loaded.config), Path(folder))
+    if json:
+        console.as_json({split: data.report.model_dump(mode="json") for split, data in splits.items()})
+        return
+    for split, data in splits.items():
+        data_report(split, data.report)
+        told = [Finding(**{**f, "place": Place(**f["place"])}) for f in data.report.findings]
+        console.findings(loaded.placed(told))
+
+
+@app.command("describe")
+def describe(
+    config: Annotated[str, typer.Argument(metavar="CONFIG|NAME", help="As for `castiron train`.")],
+    json: Annotated[bool, typer.Option("--json", help="For programs: the schema.")] = False,
+) -> None:
+    """Show the data contract of a recipe: its fields, and the columns that they are read from."""
+    from castiron.cli import console
+    from castiron.training.config_file import load_config
+
+    loaded = load_config(config)
+    schema = loaded.recipe(loaded.config).schema()
+    if json:
+        console.as_json(schema.model_dump(mode="json"))
+        return
+    rows = []
+    for field in schema.fields:
+        column = loaded.config.data.columns.get(field.name) or field.column or field.name
+        low = "" if field.minimum is None else f">= {field.minimum:g}"
+        high = "" if field.maximum is None else f"<= {field.maximum:g}"
+        categories = ", ".join(field.categories or ())
+        rows.append(
+            (
+                field.name,
+                field.role,
+                field.dtype or "text",
+                " or ".join(map(str, column)) if isinstance(column, tuple) else column,
+                "yes" if field.required else "no",
+                field.missing.treatment,
+                field.bad,
+                " ".join(filter(None, (low, high, categories))),
+            )
+        )
+    console.table(("field", "role", "format", "column", "required", "missing", "bad cells", "range"), rows)
+
+
+@app.command("fetch")
+def fetch(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A data set, such as sst2; none: list.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Where to; the user's cache by default.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Download a public data set under a pinned SHA-256."""
+    from castiron.cli import console
+    from castiron.data.fetch import DATA_SETS
+    from castiron.data.fetch import fetch as fetch_data
+
+    if name is None:
+        console.table(("data set", "what it is"), [(n, d.what) for n, d in DATA_SETS.items()])
+        return
+    files = fetch_data(name, folder)
+    if json:
+        console.as_json({key: str(path) for key, path in files.items()})
+    else:
+        console.fields(files)
