@@ -1,0 +1,335 @@
+"""One field over all blocks: its values, what is declared to be done with odd cells, and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from castiron.data.casts import cast
+from castiron.data.cells import Faults, judge
+from castiron.data.missing import FittedMissing, FittedValue
+from castiron.data.readers.source import Cells, Numbers
+from castiron.data.report import BadCell, ColumnReport
+from castiron.data.schema import Field
+from castiron.formats import number_format
+from castiron.policy.sections import CastSection
+
+LISTED = 100_000
+"""Bad cells that are listed one by one in the report; all are counted."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Cells of one field with one fault and one consequence."""
+
+    code: str
+    severity: str
+    consequence: str
+    """refused, dropped, replaced, kept"""
+    count: int = 0
+    first: BadCell | None = None
+
+
+@dataclass
+class Problems:
+    """All odd cells of a load."""
+
+    cells: list[BadCell] = field(default_factory=list)
+    """Those that are refused, up to LISTED."""
+    total: int = 0
+    tallies: dict[tuple[str, str, str], Tally] = field(default_factory=dict)
+    """By field, code and consequence."""
+
+    def sort_from(self, start: int) -> None:
+        """Order the cells from this one on by where they are, not by field."""
+        self.cells[start:] = sorted(self.cells[start:], key=lambda c: (c.line or 0, c.column or 0))
+
+    def add(
+        self, name: str, faults: Faults, severity: str, consequence: str, describe: Callable[[int], BadCell]
+    ) -> None:
+        """Count faults; describe the refused ones, and the first of the others."""
+        key = (name, faults.code, consequence)
+        tally = self.tallies.setdefault(key, Tally(faults.code, severity, consequence))
+        tally.count += len(faults.at)
+        refused = consequence == "refused"
+        wanted = LISTED - len(self.cells) if refused else 0
+        at = np.asarray(faults.at)[: max(wanted, 0 if tally.first else 1)].tolist()
+        for position in at:
+            cell = describe(position)
+            tally.first = tally.first or cell
+            if wanted > 0:
+                self.cells.append(cell)
+                wanted -= 1
+        if refused:
+            self.total += len(faults.at)
+
+
+class ColumnBuilder:
+    """Collects one field, block by block.
+
+    Args:
+        part: the field.
+        casts: what the policy says of rounded and lossy casts.
+        spellings: cell texts that mean missing, by file kind.
+        fitted: statistics of the training data, for the other splits; None: this is the training data.
+        keep: whether to keep the values; else they are judged only.
+    """
+
+    def __init__(
+        self, part: Field, casts: CastSection, fitted: FittedMissing | None, *, keep: bool = True
+    ) -> None:
+        self.part = part
+        self.report = ColumnReport(
+            field=part.name,
+            role=part.role,
+            target_dtype=part.form,
+            treatment=part.missing.treatment,
+        )
+        self._casts = casts
+        self._fitted = fitted
+        self._keep = keep
+        self._chunks: list[np.ndarray | pa.Array] = []
+        self._gaps: list[np.ndarray] = []
+        """Flat positions, over all rows kept, that a statistic will fill."""
+        self._rows = 0
+        self._size = int(np.prod(part.shape))
+        self._values: np.ndarray | pa.Array | None = None
+        self._block_gaps: np.ndarray | None = None
+
+    def judge(
+        self,
+        cells: Cells,
+        spellings: tuple[str, ...],
+        problems: Problems,
+        cell: Callable[[int, str], tuple[str, int | None, int | None]],
+    ) -> np.ndarray | None:
+        """Judge a block; returns the mask of rows to leave out [rows], or None.
+
+        Args:
+            cell: row in the block and field name to (file, line, column).
+        """
+        part, report = self.part, self.report
+        judged = judge(cells, part, spellings)
+        rows = len(judged.values)
+        report.rows += rows
+        report.values += rows * self._size
+        self._saw(cells.source)
+        if not isinstance(cells, Numbers):
+            report.written_as_text += cells.written_as_text
+        drop = np.zeros(rows, dtype=bool)
+        replaced = np.zeros(rows * self._size, dtype=bool)
+        for faults in judged.faults:
+            consequence, severity = self._consequence(faults)
+            self._count(faults)
+            if consequence == "ignored":
+                continue
+            if faults.kind in ("bad", "lossy"):
+                at = np.asarray(faults.at)
+                if consequence == "dropped":
+                    drop[at // self._size] = True
+                elif consequence == "replaced":
+                    replaced[at] = True
+            problems.add(part.name, faults, severity, consequence, self._describe(faults, cell))
+        missing = replaced if judged.missing is None else replaced | judged.missing.ravel()
+        if judged.missing is not None:
+            self._missing(judged.missing.ravel(), judged.faults, drop, problems, cell)
+        report.missing += 0 if judged.missing is None else int(np.count_nonzero(judged.missing))
+        report.rounded += judged.rounded
+        report.subnormal += judged.subnormal
+        error = judged.largest_relative_error
+        report.largest_relative_error = max(report.largest_relative_error, error)
+        self._range(judged.lowest, judged.highest)
+        self._values, self._block_gaps = judged.values, None
+        if missing.any():
+            if part.missing.treatment == "drop":
+                drop |= missing.reshape(rows, self._size).any(axis=1)
+            else:
+                self._fill(missing)
+        return drop if drop.any() else None
+
+    def _saw(self, source: str) -> None:
+        seen = self.report.source_dtype.split(", ") if self.report.source_dtype else []
+        if source not in seen:
+            self.report.source_dtype = ", ".join([*seen, source])
+
+    def _range(self, low: float | int | None, high: float | int | None) -> None:
+        report = self.report
+        if low is not None and high is not None:
+            report.minimum = low if report.minimum is None else min(report.minimum, low)
+            report.maximum = high if report.maximum is None else max(report.maximum, high)
+
+    def _count(self, faults: Faults) -> None:
+        if faults.kind == "bad":
+            self.report.bad += len(faults.at)
+        elif faults.kind == "lossy":
+            self.report.lossy += len(faults.at)
+
+    def _consequence(self, faults: Faults) -> tuple[str, str]:
+        """What happens to these cells, and how severe that is."""
+        part, casts = self.part, self._casts
+        if faults.kind == "rounded":
+            return ("refused", "error") if casts.rounding == "error" else ("ignored", "info")
+        if faults.kind == "absent":
+            refused = part.missing.treatment == "error" and not self._may_be_nan()
+            return ("refused", "error") if refused else ("replaced", "warning")
+        if part.bad == "drop":
+            return "dropped", "info"
+        if part.bad == "missing":
+            treated = part.missing.treatment != "error" or self._may_be_nan()
+            return ("replaced", "info") if treated else ("refused", "error")
+        kept = faults.kind == "lossy" and casts.lossy == "report"
+        return ("kept", "warning") if kept else ("refused", "error")
+
+    def _may_be_nan(self) -> bool:
+        """Whether the policy lets a missing value be NaN where the field says nothing of it."""
+        dtype = self.part.dtype
+        return self._casts.missing == "report" and dtype is not None and number_format(dtype).is_float
+
+    def _missing(
+        self,
+        missing: np.ndarray,
+        faults: list[Faults],
+        drop: np.ndarray,
+        problems: Problems,
+        cell: Callable[[int, str], tuple[str, int | None, int | None]],
+    ) -> None:
+        treatment = self.part.missing.treatment
+        at = np.flatnonzero(missing)
+        for absent in (f for f in faults if f.kind == "absent"):
+            if treatment == "error":
+                at = np.setdiff1d(at, np.asarray(absent.at))  # already told as D124
+        if not len(at):
+            return
+        if treatment == "error":
+            kept = self._may_be_nan()
+            consequence, severity = ("kept", "warning") if kept else ("refused", "error")
+        else:
+            consequence, severity = ("dropped" if treatment == "drop" else "replaced"), "info"
+        empty = Faults("D102", "missing", at, lambda _: "a missing value")
+        problems.add(self.part.name, empty, severity, consequence, self._describe(empty, cell))
+
+    def _describe(
+        self, faults: Faults, cell: Callable[[int, str], tuple[str, int | None, int | None]]
+    ) -> Callable[[int], BadCell]:
+        name = self.part.name
+
+        def describe(position: int) -> BadCell:
+            file, line, column = cell(position // self._size, name)
+            return BadCell(
+                code=faults.code,
+                field=name,
+                file=file,
+                line=line,
+                column=column,
+                received=faults.received(position),
+                expected=faults.expected or f"{self.part.form} for field '{name}'",
+                message=faults.message(position) if faults.message else "",
+            )
+
+        return describe
+
+    def _fill(self, missing: np.ndarray) -> None:
+        """Put NaN, the constant, or (later) the statistic in place of missing values."""
+        part = self.part
+        treatment = part.missing.treatment
+        if treatment == "error" and not self._may_be_nan():
+            return  # refused: the values are never handed on
+        self.report.treated += int(np.count_nonzero(missing))
+        if part.is_text:
+            assert self._values is not None
+            constant = pa.scalar(part.missing.value, pa.string())
+            self._values = pc.if_else(pa.array(missing), constant, self._values)
+            return
+        values = np.array(self._values)  # the reader's own array is read-only
+        if treatment in ("mean", "median"):
+            self._block_gaps = np.flatnonzero(missing)
+            values.reshape(-1)[missing] = 0
+        elif treatment == "constant":
+            values.reshape(-1)[missing] = self._constant()
+        else:
+            values.reshape(-1)[missing] = np.nan
+        self._values = values
+
+    def _constant(self) -> np.ndarray:
+        part, value = self.part, self.part.missing.value
+        assert part.dtype is not None
+        if part.categories is not None:
+            word = ("true" if value else "false") if isinstance(value, bool) else str(value)
+            value = part.categories[word]
+        return cast(np.array([value]), part.dtype).values[0]  # type: ignore[no-any-return]
+
+    def commit(self, keep: np.ndarray | None) -> None:
+        """Take the judged block over, less the rows outside the mask [rows]."""
+        values, gaps = self._values, self._block_gaps
+        assert values is not None
+        if keep is not None:
+            values = values.filter(pa.array(keep)) if isinstance(values, pa.Array) else values[keep]
+            if gaps is not None:
+                left = np.cumsum(keep) - 1
+                gaps = gaps[keep[gaps // self._size]]
+                gaps = left[gaps // self._size] * self._size + gaps % self._size
+        if gaps is not None and len(gaps):
+            self._gaps.append(self._rows * self._size + gaps)
+        self._rows += len(values)
+        if self._keep:
+            if isinstance(values, pa.Array):
+                values = values.cast(pa.large_string())
+            self._chunks.append(values)
+        self._values = self._block_gaps = None
+
+    def restart(self) -> None:
+        """Begin a new piece of the column; the report goes on."""
+        self._gaps = []
+        self._rows = 0
+
+    def finish(self) -> tuple[np.ndarray | pa.ChunkedArray, FittedValue | None]:
+        """The whole column, gaps filled; and the statistic, where one was fitted here.
+
+        Raises:
+            LookupError: there is nothing to take the statistic from, or it was not fitted.
+        """
+        part, chunks = self.part, self._chunks
+        report = self.report
+        report.exact = report.values - report.rounded - report.lossy - report.bad - report.missing
+        self._chunks = []
+        if not self._keep:
+            return np.zeros(0), None
+        if part.is_text:
+            return pa.chunked_array(chunks, type=pa.large_string()), None
+        assert part.dtype is not None
+        dtype = number_format(part.dtype).numpy_dtype
+        values = np.empty((self._rows, *part.shape), dtype=dtype)
+        row = 0
+        for i, chunk in enumerate(chunks):
+            values[row : row + len(chunk)] = chunk
+            row += len(chunk)
+            chunks[i] = np.empty(0)  # let go of each piece as soon as it is copied
+        statistic = part.missing.treatment
+        if statistic not in ("mean", "median"):
+            return values, None
+        gaps = np.concatenate(self._gaps) if self._gaps else np.zeros(0, dtype=np.int64)
+        if self._fitted is None:
+            fitted = _fit(values, gaps, statistic)
+            if fitted is None and not len(gaps):
+                return values, None
+        else:
+            fitted = self._fitted.values.get(part.name)
+        if fitted is None:
+            raise LookupError(part.name)
+        values.reshape(-1)[gaps] = cast(np.array([fitted.value]), part.dtype).values[0]
+        return values, fitted if self._fitted is None else None
+
+
+def _fit(values: np.ndarray, gaps: np.ndarray, statistic: Literal["mean", "median"]) -> FittedValue | None:
+    present = np.ones(values.size, dtype=bool)
+    present[gaps] = False
+    known = values.reshape(-1)[present].astype(np.float64)
+    if not known.size:
+        return None
+    value = float(known.mean() if statistic == "mean" else np.median(known))
+    return FittedValue(statistic=statistic, value=value, rows=int(known.size))

@@ -1,0 +1,233 @@
+"""Files on disk: found by path or glob, opened through gzip, hashed while they are read."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import gzip
+import hashlib
+import tempfile
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Queue
+from typing import IO, cast
+
+from castiron.data.options import Format, ReadOptions
+from castiron.diagnostics import DataError, Finding, Place, finding
+
+_FORMATS: dict[str, Format] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".npz": "npz",
+}
+_PIECE = 1 << 20
+
+
+def find_files(paths: Sequence[str | Path]) -> list[Path]:
+    """The files that paths and globs name, in the given order; the matches of a glob are sorted.
+
+    Raises:
+        DataError: a path names no file, a folder, or the same file again; a glob matches nothing.
+    """
+    found: list[Path] = []
+    findings = []
+    if not paths:
+        findings.append(finding("D130", "", expected="at least one data file", received="an empty list"))
+    for given in paths:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            inside = sorted(p.name for p in path.iterdir() if format_of(p) is not None)[:3]
+            hint = f"Name a file or a glob: {path / ('*' + Path(inside[0]).suffix)}." if inside else None
+            findings.append(
+                finding("D130", "", expected="a file", received=f"the folder {path}", remedy=hint)
+            )
+        elif path.exists():
+            found.append(path)
+        elif glob.has_magic(str(path)):
+            matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if not Path(p).is_dir()]
+            if not matches:
+                findings.append(
+                    finding("D130", "", expected="a file", received=f"no match for {str(path)!r}")
+                )
+            found += matches
+        else:
+            findings.append(_no_such_file(path))
+    for path in sorted({p for p in found if found.count(p) > 1}):
+        findings.append(
+            finding("D130", "", expected="every file once", received=f"{path} {found.count(path)} times")
+        )
+    if findings:
+        raise DataError(findings)
+    return found
+
+
+def _no_such_file(path: Path) -> Finding:
+    folder = path.parent
+    if not folder.is_dir():
+        return finding(
+            "D130", "", expected="a file", received=f"{path}, whose folder {folder} does not exist"
+        )
+    near = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()], n=2)
+    hint = f"Did you mean {' or '.join(str(folder / name) for name in near)}?" if near else None
+    return finding("D130", "", expected="a file", received=f"{path}, which does not exist", remedy=hint)
+
+
+def is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
+def format_of(path: Path) -> Format | None:
+    """The format that the suffix stands for, before `.gz`."""
+    name = path.with_suffix("") if is_gzip(path) else path
+    return _FORMATS.get(name.suffix.lower())
+
+
+def format_for(path: Path, options: ReadOptions) -> Format:
+    """The format of the options, else of the suffix.
+
+    Raises:
+        DataError: neither says.
+    """
+    if found := options.format or format_of(path):
+        return found
+    if options.delimiter is not None:
+        return "csv"
+    raise DataError(
+        finding(
+            "D135",
+            "",
+            place=Place(file=str(path)),
+            expected=f"a suffix that names the format ({', '.join(_FORMATS)}, each also with .gz)",
+            received=repr(path.suffix or path.name),
+        )
+    )
+
+
+class Digest:
+    """SHA-256 of a file, taken in a thread beside the reading (hashlib releases the GIL)."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._pieces: Queue[bytes | None] = Queue(maxsize=4)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (piece := self._pieces.get()) is not None:
+            self._hash.update(piece)
+
+    def update(self, piece: bytes) -> None:
+        self._pieces.put(piece)
+
+    def hexdigest(self) -> str:
+        """The digest; no update may follow."""
+        if self._thread.is_alive():
+            self._pieces.put(None)
+            self._thread.join()
+        return self._hash.hexdigest()
+
+
+class _Hashed:
+    """A binary file that hands every byte it reads to a digest as well."""
+
+    def __init__(self, file: IO[bytes], digest: Digest) -> None:
+        self._file = file
+        self._digest = digest
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._file.read(size)
+        if piece:
+            self._digest.update(piece)
+        return piece
+
+
+class DataFile:
+    """One file of data: its bytes (through gzip), its size and its digest."""
+
+    def __init__(self, path: Path, *, digest: bool = True) -> None:
+        self.path = path
+        self.name = str(path)
+        self.size = 0
+        self.sha256 = ""
+        self._wanted = digest
+
+    @contextmanager
+    def stream(self) -> Iterator[Callable[[int], bytes]]:
+        """A `read(size)` over the unpacked bytes, once from start to end; b"" ends it.
+
+        Raises:
+            DataError: the file cannot be opened, or its gzip is damaged.
+        """
+        with self._opened() as file:
+            digest = Digest() if self._wanted else None
+            source = cast(IO[bytes], _Hashed(file, digest)) if digest else file
+            unpacked = cast(IO[bytes], gzip.GzipFile(fileobj=source)) if is_gzip(self.path) else source
+            try:
+                yield lambda size: self._read(unpacked, size)
+            finally:
+                if digest:
+                    self.sha256 = digest.hexdigest()
+
+    @contextmanager
+    def seekable(self) -> Iterator[IO[bytes]]:
+        """The unpacked file, for formats that are read out of order; a gzip is unpacked to disk first."""
+        if is_gzip(self.path):
+            with tempfile.TemporaryFile() as unpacked:
+                with self.stream() as read:
+                    while piece := read(_PIECE):
+                        unpacked.write(piece)
+                unpacked.seek(0)
+                yield unpacked
+            return
+        with self._opened() as file:
+            digest = threading.Thread(target=self._digest_whole, daemon=True) if self._wanted else None
+            if digest:
+                digest.start()
+            try:
+                yield file
+            finally:
+                if digest:
+                    digest.join()
+
+    def _digest_whole(self) -> None:
+        with self.path.open("rb") as file:
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
+        try:
+            file = self.path.open("rb")
+        except OSError as error:
+            raise DataError(
+                finding(
+                    "D130",
+                    "",
+                    expected="a file that can be read",
+                    received=f"{self.name} ({error.strerror})",
+                )
+            ) from None
+        with file:
+            self.size = self.path.stat().st_size
+            yield file
+
+    def _read(self, file: IO[bytes], size: int) -> bytes:
+        try:
+            return file.read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise self.damaged("a complete gzip file", error) from None
+
+    def damaged(self, expected: str, error: Exception | str) -> DataError:
+        """The error that says this file is broken."""
+        text = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        return DataError(
+            finding(
+                "D134", "", place=Place(file=self.name), expected=expected, received=f"a damaged one ({text})"
+            )
+        )
