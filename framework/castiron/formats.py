@@ -163,7 +163,7 @@ FORMATS: dict[str, NumberFormat] = {
 }  # fmt: skip
 """Every format castiron knows, widest first within each kind."""
 
-_ALIASES = {
+ALIASES = {
     "double": "float64", "fp64": "float64", "f64": "float64",
     "float": "float32", "single": "float32", "fp32": "float32", "f32": "float32",
     "tensorfloat32": "tf32",
@@ -172,6 +172,7 @@ _ALIASES = {
     "e4m3": "float8_e4m3fn", "float8_e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2",
     "long": "int64", "int": "int32", "short": "int16", "byte": "uint8", "boolean": "bool",
 }  # fmt: skip
+"""Short and framework names that are accepted as well."""
 
 
 def number_format(name: str) -> NumberFormat:
@@ -181,10 +182,10 @@ def number_format(name: str) -> NumberFormat:
         ValueError: no such format; the message lists near misses.
     """
     key = name.strip().removeprefix("torch.").removeprefix("tf.").removeprefix("ml_dtypes.")
-    key = _ALIASES.get(key, key)
+    key = ALIASES.get(key, key)
     if found := FORMATS.get(key):
         return found
-    near = difflib.get_close_matches(key, [*FORMATS, *_ALIASES], n=3)
+    near = difflib.get_close_matches(key, [*FORMATS, *ALIASES], n=3)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     raise ValueError(f"Expected a number format ({', '.join(FORMATS)}). Received {name!r}.{hint}")
 

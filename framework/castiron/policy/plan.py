@@ -143,19 +143,20 @@ def resolve(
                     remedy=f"Say both in the rule: {{param: {row.compute}, compute: {row.compute}}}.",
                 )
             )
-        for tensor in (*layer.parameters, *layer.buffers):
-            first = homes.get(tensor.same_as or "")
-            if first is not None and first.param != row.param:
-                problems.append(
-                    finding(
-                        "L203",
-                        f"parameter '{tensor.name}' is tied to '{tensor.same_as}' and cannot be stored twice",
-                        place=Place(module=layer.path),
-                        expected=f"param {first.param}, as in layer '{first.path}'",
-                        received=f"param {row.param}",
+        for role, tensors in (("param", layer.parameters), ("buffers", layer.buffers)):
+            for tensor in tensors:
+                first = homes.setdefault(tensor.same_as or tensor.name, row)
+                wanted, given = getattr(first, role), getattr(row, role)
+                if _is_float(tensor.dtype) and wanted != given:
+                    problems.append(
+                        finding(
+                            "L203",
+                            f"'{tensor.name}' is tied to '{tensor.same_as}' and cannot be stored twice",
+                            place=Place(module=layer.path),
+                            expected=f"{role} {wanted}, as in layer '{first.path}'",
+                            received=f"{role} {given}",
+                        )
                     )
-                )
-            homes.setdefault(tensor.name, row)
         rows.append(row)
     if problems:
         raise PlanError(problems)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from castiron.formats import ComputeName, FloatName, is_wider, number_format, widest
+from castiron.formats import is_wider, number_format, widest
 from castiron.policy.presets import ALIASES, PRESETS, expand_preset
 from castiron.policy.sections import (
     CastSection,
+    ComputeFormat,
     EnforceSection,
     GuardSection,
     HealthSection,
@@ -24,9 +25,9 @@ from castiron.policy.sections import (
     NoScaling,
     Scaling,
     Section,
+    StoredFormat,
     UpdateSection,
-    WideName,
-    canonical_name,
+    WideFormat,
 )
 from castiron.policy.short_form import format_short_form, parse_short_form
 
@@ -48,21 +49,21 @@ class PrecisionPolicy(Section):
 
     preset_name: str | None = Field(None, alias="preset")
     """The preset this policy started from; a label: two policies that differ in it alone are equal."""
-    param: FloatName = "float32"
+    param: StoredFormat = "float32"
     """What layers store their parameters in."""
-    compute: ComputeName = "float32"
+    compute: ComputeFormat = "float32"
     """What layers multiply in. Follows `param`."""
-    output: FloatName = "float32"
+    output: StoredFormat = "float32"
     """What layers hand on. Follows `compute` (float32 for tf32, bfloat16 for float8)."""
-    accumulate: WideName = "float32"
+    accumulate: WideFormat = "float32"
     """What reductions, metrics and the gradient all-reduce sum in."""
-    state: FloatName = "float32"
+    state: StoredFormat = "float32"
     """What the optimizer keeps its moments in."""
-    loss: WideName = "float32"
+    loss: WideFormat = "float32"
     """What the loss is taken in."""
-    buffers: FloatName = "float32"
+    buffers: StoredFormat = "float32"
     """What layers keep their floating-point buffers in (running statistics)."""
-    layers: dict[str, LayerRule] = {}
+    layers: dict[Annotated[str, Field(min_length=1)], LayerRule] = {}
     """Layer rules: a glob on module paths (`encoder.*`, `**.norm`) or `type:LayerNorm`, and its formats."""
     islands: Islands = Islands()
     """Operations kept wide inside a narrower compute format."""
@@ -99,14 +100,7 @@ class PrecisionPolicy(Section):
             if not isinstance(name, str | int) or isinstance(name, bool):
                 raise ValueError(f"expected the name of a preset, received {name!r}")
             given = {**expand_preset(str(name)), **{k: v for k, v in given.items() if k != "preset"}}
-        if isinstance(given.get("scaling"), str):
-            given["scaling"] = {"kind": given["scaling"]}
         return _follow(given)
-
-    @field_validator("param", "compute", "output", "accumulate", "state", "loss", "buffers", mode="before")
-    @classmethod
-    def _canonical(cls, value: Any) -> Any:
-        return canonical_name(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> PrecisionPolicy:
@@ -175,7 +169,7 @@ class PrecisionPolicy(Section):
     ) -> JsonSchemaValue:
         """A preset's name, a short string, or the mapping."""
         mapping = handler.resolve_ref_schema(handler(core_schema))
-        names = [*PRESETS, *ALIASES]
+        names = [*PRESETS, *ALIASES, *(int(name) for name in ALIASES if name.isdigit())]
         return {"anyOf": [{"enum": names}, {"type": "string", "pattern": "="}, mapping]}
 
     # --- identity ----------------------------------------------------------------------------------
@@ -233,9 +227,10 @@ def _follow(given: dict[str, Any]) -> dict[str, Any]:
     def name(role: str, default: str) -> str:
         value = given.get(role)
         try:
-            return number_format(value).name if isinstance(value, str) else default
+            found = number_format(value) if isinstance(value, str) else None
         except ValueError:
-            return default
+            found = None
+        return found.name if found and found.is_float else default
 
     param = name("param", "float32")
     wide = widest("float32", param) if param in ("float32", "float64") else "float32"
@@ -246,6 +241,7 @@ def _follow(given: dict[str, Any]) -> dict[str, Any]:
     given.setdefault("output", output)
     for role in ("accumulate", "state", "loss", "buffers"):
         given.setdefault(role, wide)
-    if compute == "tf32" and "matmul" not in given:
-        given["matmul"] = {"tf32": True}
+    matmul = given.get("matmul", {})
+    if compute == "tf32" and isinstance(matmul, Mapping):
+        given["matmul"] = {"tf32": True, **matmul}
     return given

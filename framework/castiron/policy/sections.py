@@ -5,21 +5,61 @@ The string under each field is its documentation, its help and its description i
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import difflib
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
-from castiron.formats import ComputeName, FloatName, number_format
+from castiron.formats import ALIASES, ComputeName, FloatName, number_format
 
 WideName = Literal["float64", "float32"]
+
+
+@dataclass(frozen=True)
+class _AnyName:
+    """A format under any of its names (bf16, torch.float32), which is kept under castiron's own."""
+
+    formats: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.canonical, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"enum": [*self.formats, *self._short_names()]}
+
+    def canonical(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return number_format(value).name
+        except ValueError:
+            near = difflib.get_close_matches(value, self.formats, n=1)
+            near = near or difflib.get_close_matches(value, self._short_names(), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            expected = ", ".join(self.formats)
+            raise ValueError(f"expected a number format ({expected}), received {value!r}.{hint}") from None
+
+    def _short_names(self) -> list[str]:
+        return [short for short, name in ALIASES.items() if name in self.formats]
+
+
+StoredFormat = Annotated[FloatName, _AnyName(get_args(FloatName))]
+ComputeFormat = Annotated[ComputeName, _AnyName(get_args(ComputeName))]
+WideFormat = Annotated[WideName, _AnyName(get_args(WideName))]
 
 
 class Section(BaseModel):
@@ -30,27 +70,17 @@ class Section(BaseModel):
     )
 
 
-def canonical_name(value: Any) -> Any:
-    """Short and framework names of a format (bf16, torch.float32), as castiron's own name."""
-    return number_format(value).name if isinstance(value, str) else value
-
-
 class LayerRule(Section):
     """Number formats of the layers that a rule matches; what is left out (null) stays as the policy says."""
 
-    param: FloatName | None = None
+    param: StoredFormat | None = None
     """What the layer stores its parameters in."""
-    compute: ComputeName | None = None
+    compute: ComputeFormat | None = None
     """What it multiplies in. Follows `param` where that is given, else the policy."""
-    output: FloatName | None = None
+    output: StoredFormat | None = None
     """What it hands on. Follows `compute` where that is given, else the policy."""
-    buffers: FloatName | None = None
+    buffers: StoredFormat | None = None
     """What it keeps its floating-point buffers in (running statistics)."""
-
-    @field_validator("param", "compute", "output", "buffers", mode="before")
-    @classmethod
-    def _canonical(cls, value: Any) -> Any:
-        return canonical_name(value)
 
     @model_validator(mode="after")
     def _says_something(self) -> LayerRule:
@@ -65,13 +95,13 @@ class Islands(Section):
     An island computes in the wider of its format here and the format of its input.
     """
 
-    softmax: WideName | None = "float32"
+    softmax: WideFormat | None = "float32"
     """softmax, log_softmax, softmin, logsumexp, and the softmax inside attention."""
-    normalization: WideName | None = "float32"
+    normalization: WideFormat | None = "float32"
     """Batch, layer, group, instance and RMS normalisation; vector norms, variance, standard deviation."""
-    reductions: WideName | None = "float32"
+    reductions: WideFormat | None = "float32"
     """sum, mean, prod, cumulative sums and products."""
-    exponentials: WideName | None = "float32"
+    exponentials: WideFormat | None = "float32"
     """exp, log, pow, reciprocal, rsqrt and their relatives, trigonometric inverses."""
 
 
@@ -88,12 +118,14 @@ class NoScaling(Section):
     """The loss is not scaled."""
 
     kind: Literal["none"] = "none"
+    """No scaling."""
 
 
 class StaticScaling(Section):
     """The loss is multiplied by one constant, and gradients are divided by it."""
 
     kind: Literal["static"] = "static"
+    """One constant factor."""
     scale: PositiveFloat = 2.0**12
     """The factor. A power of two changes no mantissa bit."""
 
@@ -102,6 +134,7 @@ class DynamicScaling(Section):
     """The scale grows while gradients stay finite and backs off when they overflow, within bounds."""
 
     kind: Literal["dynamic"] = "dynamic"
+    """A factor that follows the gradients."""
     initial: PositiveFloat = 2.0**16
     """The scale of the first step."""
     min: PositiveFloat = 1.0
@@ -126,13 +159,30 @@ class DynamicScaling(Section):
         return self
 
 
-Scaling = Annotated[NoScaling | StaticScaling | DynamicScaling, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class _OrKind:
+    """A scaling section may be stated as its kind alone: `scaling: dynamic`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.section, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"enum": ["none", "static", "dynamic"]}, handler(schema)]}
+
+    @staticmethod
+    def section(value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+Scaling = Annotated[NoScaling | StaticScaling | DynamicScaling, Field(discriminator="kind"), _OrKind()]
 
 
 class UpdateSection(Section):
     """How an optimizer's update reaches parameters that are narrower than float32."""
 
-    master: WideName | None = None
+    master: WideFormat | None = None
     """Keep a wide copy of every narrower parameter, update that, and round it to the parameter."""
     rounding: Literal["nearest", "stochastic"] = "nearest"
     """How an updated weight is rounded to the parameter's format. Stochastic rounding is unbiased: small
