@@ -49,7 +49,7 @@ class DeviceCapability(_Record):
     versions: dict[str, str] = {}
 
     def of(self, family: Family, compute: str) -> Support:
-        """Support of a format in a family; what was never probed counts as native float32 arithmetic does."""
+        """Support of a format in a family. Of what was never probed only float32 is taken for granted."""
         formats = self.support.get(family, {})
         if compute in formats:
             return formats[compute]

@@ -62,7 +62,7 @@ def near_misses(rule: str, layers: Sequence[LayerInfo]) -> list[str]:
     exact = [p for p in paths if p.rsplit(".", 1)[-1] == bare.rsplit(".", 1)[-1]]
     if rule.startswith(TYPE_PREFIX):
         return [TYPE_PREFIX + t for t in difflib.get_close_matches(bare, types, n=3)]
-    close = difflib.get_close_matches(bare, paths, n=3, cutoff=0.5)
+    close = [] if exact else difflib.get_close_matches(bare, paths, n=3, cutoff=0.5)
     near = [TYPE_PREFIX + t for t in difflib.get_close_matches(bare, types, n=1, cutoff=0.8)]
     return _unique([*exact, *near, *close])[:3]
 

@@ -88,7 +88,7 @@ class Plan(BaseModel):
         ways = ", ".join(f"{n} in {name}" for name, n in counts.most_common())
         n_parameters = sum(row.n_parameters for row in self.rows)
         return (
-            f"{self.policy.label} on {self.device}: {len(layers)} layers compute {ways}; "
+            f"{self.policy.label} on {self.device}: {len(layers)} layers ({ways}); "
             f"{n_parameters:,} parameters; loss in {self.policy.loss}; optimizer state in {self.policy.state}"
         )
 
