@@ -364,7 +364,7 @@ class _Load:
                 )
             ]
             findings += refused
-        report.findings = [{**f.as_dict(), "text": f.sentence()} for f in findings]
+        report.findings = [f.as_dict() for f in findings]
         report.bad_cells = self._problems.cells
         report.bad_cells_total = self._problems.total
         if refused:

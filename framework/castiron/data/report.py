@@ -8,6 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from castiron.data.place import CellPlace, RowPlace
+from castiron.diagnostics import Finding, Place
+
 HEADINGS = (
     "field", "source", "target", "rows", "exact", "rounded", "lossy", "largest error", "missing", "bad",
     "range",
@@ -169,9 +172,13 @@ class DataReport(_Part):
             digest = f", sha256 {file.sha256[:12]}…" if file.sha256 else ""
             yield f"{file.file}: {file.rows:,} rows, {file.bytes:,} bytes{digest}"
 
+    def as_findings(self) -> list[Finding]:
+        """The findings as they were."""
+        return [_finding(record) for record in self.findings]
+
     def _finding_lines(self) -> Iterator[str]:
-        for found in self.findings:
-            yield f"{found['severity']} {found['code']}: {found['text']}"
+        for found in self.as_findings():
+            yield f"{found.severity} {found.code}: {found.sentence()}"
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON."""
@@ -181,6 +188,15 @@ class DataReport(_Part):
     def load(cls, path: str | Path) -> DataReport:
         """Read a report that `save` wrote."""
         return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+
+
+def _finding(record: dict[str, Any]) -> Finding:
+    place = record["place"]
+    kind: type[Place] = Place
+    if place.get("field"):
+        whole_rows = str(place.get("file", "")).removesuffix(".gz").endswith((".parquet", ".pq", ".npz"))
+        kind = RowPlace if whole_rows else CellPlace
+    return Finding(**{**record, "place": kind(**place)})
 
 
 def _row(column: ColumnReport) -> Iterator[str]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from castiron.data.columns import Problems, Tally
 from castiron.data.missing import FittedMissing
-from castiron.data.place import CellPlace
+from castiron.data.place import CellPlace, RowPlace
 from castiron.data.report import BadCell, ColumnReport, DataReport
 from castiron.data.schema import Field, Schema
-from castiron.diagnostics import DataError, Finding, finding
+from castiron.diagnostics import DataError, Finding, Place, finding
 from castiron.formats import number_format
 from castiron.policy.sections import CastSection
 
@@ -87,9 +87,9 @@ def _of_cell(cell: BadCell, units: Mapping[str, str]) -> Finding:
     )
 
 
-def _place(cell: BadCell, units: Mapping[str, str]) -> CellPlace:
-    unit = units.get(cell.file, "line")
-    return CellPlace(file=cell.file, line=cell.line, column=cell.column, field=cell.field, unit=unit)
+def _place(cell: BadCell, units: Mapping[str, str]) -> Place:
+    kind = RowPlace if units.get(cell.file) == "row" else CellPlace
+    return kind(file=cell.file, line=cell.line, column=cell.column, field=cell.field)
 
 
 def _summary(tally: Tally, count: int, first: BadCell | None, said: str, units: Mapping[str, str]) -> Finding:

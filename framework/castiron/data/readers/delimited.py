@@ -126,11 +126,11 @@ class DelimitedSource:
             raise self.file.damaged("a header of column names", error) from None
 
     def _read(self, block: TextBlock, skip: int) -> Block:
-        starts = block.scan.starts() if skip else None
         data = block.data
-        if starts is not None:
-            data = data[starts[skip] :] if len(starts) > skip else b""
-        if not data.strip(b"\r\n"):
+        if skip:
+            starts = block.scan.starts()
+            data = data[starts[skip] :] if len(starts) > skip else data[:0]
+        if bytes(data[:1]) in (b"", b"\r", b"\n") and not bytes(data).strip(b"\r\n"):
             return Block(0, {}, block.first_line)
         parser = _BlockParser(self, data, block)
         table, wrong = parser.table()
@@ -175,7 +175,7 @@ class DelimitedSource:
 
     def _parse(
         self,
-        data: bytes,
+        data: memoryview,
         types: Mapping[str, pa.DataType],
         wrong: list[int],
         *,
@@ -191,7 +191,7 @@ class DelimitedSource:
         names = [f"c{i}" for i in range(self._width)]
         try:
             return csv.read_csv(
-                pa.BufferReader(data),
+                pa.BufferReader(pa.py_buffer(data)),
                 read_options=csv.ReadOptions(block_size=inside, column_names=names),
                 parse_options=csv.ParseOptions(
                     delimiter=self._delimiter,
@@ -218,12 +218,11 @@ class DelimitedSource:
 class _BlockParser:
     """One block, parsed as numbers where that succeeds, and again as text where it does not."""
 
-    def __init__(self, source: DelimitedSource, data: bytes, block: TextBlock) -> None:
+    def __init__(self, source: DelimitedSource, data: memoryview, block: TextBlock) -> None:
         self._source = source
         self._data = data
         self._block = block
         self._texts: dict[str, pa.ChunkedArray] = {}
-        self._tiny: bool | None = None
 
     def table(self) -> tuple[pa.Table, int]:
         """The columns, and the number of rows left out for their width."""
@@ -261,7 +260,7 @@ class _BlockParser:
 
     def _refuse_hexadecimal(self, types: dict[str, pa.DataType]) -> None:
         """pyarrow reads '0x10' as the integer 16; such a block is read as text."""
-        if b"0x" in self._data or b"0X" in self._data:
+        if self._block.holds(b"0x") or self._block.holds(b"0X"):
             for column, kind in types.items():
                 if pa.types.is_integer(kind):
                     types[column] = pa.string()
@@ -276,7 +275,7 @@ class _BlockParser:
             _one(values),
             "text",
             as_text=partial(self._cells_as_text, column),
-            may_underflow=self._may_underflow,
+            may_underflow=lambda: self._block.may_underflow,
         )
 
     def _all_spellings(self) -> set[str]:
@@ -294,13 +293,6 @@ class _BlockParser:
                 check_utf8(self._source.file, self._block.data, self._block.first_line)
                 raise
         return self._texts[column]
-
-    def _may_underflow(self) -> bool:
-        """Whether a cell of the block could be a number too small for float64: an exponent, or hundreds of
-        zeros."""
-        if self._tiny is None:
-            self._tiny = any(mark in self._data for mark in (b"e-", b"E-", b"0" * 300))
-        return self._tiny
 
 
 def numbers_of(values: pa.Array, source: str, **more: object) -> Numbers:

@@ -117,7 +117,7 @@ class JsonLinesSource:
         for inside in (_INSIDE, len(data) + 1):
             try:
                 table = arrow_json.read_json(
-                    pa.BufferReader(data),
+                    pa.BufferReader(pa.py_buffer(data)),
                     read_options=arrow_json.ReadOptions(block_size=inside),
                     parse_options=arrow_json.ParseOptions(
                         explicit_schema=explicit,
@@ -154,7 +154,7 @@ class JsonLinesSource:
         else:
             made = numbers_of(values, str(kind), as_text=partial(lines.texts, part, label))
         made.source = "number" if kind != pa.bool_() else "bool"
-        made.may_underflow = lines.may_underflow
+        made.may_underflow = lambda: lines.block.may_underflow
         return made
 
     def _refuse_extra_keys(self, lines: _Lines) -> None:
@@ -202,10 +202,9 @@ class _Lines:
         first = np.frombuffer(block.data, dtype=np.uint8)[starts]
         keep = np.ones(len(starts), dtype=bool)
         for i in np.flatnonzero((first == 32) | (first == 9)):
-            keep[i] = bool(block.data[starts[i] : ends[i]].strip())
+            keep[i] = bool(bytes(block.data[starts[i] : ends[i]]).strip())
         self._starts, self._ends = starts[keep], ends[keep]
         self.numbers = numbers[keep]
-        self._tiny: bool | None = None
 
     @cached_property
     def objects_head(self) -> list[dict[str, Any]]:
@@ -229,7 +228,7 @@ class _Lines:
         return np.array([i for i, o in enumerate(self._parsed) if o is not None], dtype=np.int64)
 
     def _object(self, row: int, *, record: bool) -> dict[str, Any] | None:
-        text = self.block.data[self._starts[row] : self._ends[row]].decode("utf-8")
+        text = bytes(self.block.data[self._starts[row] : self._ends[row]]).decode("utf-8")
         problem: tuple[str, int | None]
         try:
             value = json.loads(
@@ -252,11 +251,6 @@ class _Lines:
         if record:
             self.bad_rows[row] = problem
         return None
-
-    def may_underflow(self) -> bool:
-        if self._tiny is None:
-            self._tiny = any(mark in self.block.data for mark in (b"e-", b"E-", b"0" * 300))
-        return self._tiny
 
     def texts(self, part: Field, label: str) -> Texts:
         cells = self.cells(part, label)

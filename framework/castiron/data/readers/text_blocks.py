@@ -6,6 +6,7 @@ import codecs
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -21,14 +22,26 @@ LARGEST_ROW = 1 << 30
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
-@dataclass(slots=True)
+@dataclass
 class TextBlock:
     """Complete rows: their bytes, where they are in the file, and how they divide."""
 
-    data: bytes
+    data: memoryview
     first_line: int
     scan: RowScan
-    last: bool
+    _whole: bytes
+    """What `data` is the beginning of."""
+
+    def holds(self, mark: bytes) -> bool:
+        """Whether these bytes occur in the rows."""
+        return self._whole.find(mark, 0, len(self.data)) >= 0
+
+    @cached_property
+    def may_underflow(self) -> bool:
+        """Whether there could be a number too small for float64 that is not zero: one with a negative
+        exponent, or with hundreds of zeros."""
+        exponent = (self.holds(b"e") and self.holds(b"e-")) or (self.holds(b"E") and self.holds(b"E-"))
+        return exponent or self.holds(b"0" * 300)
 
 
 def text_blocks(
@@ -65,18 +78,14 @@ def text_blocks(
             continue
         size = block_size
         lines = scan.n_lines
-        complete = data[: scan.end] if rest else data
         if whitespace:
-            complete = _tabs(complete)
-            scan = RowScan(complete, delimiter, quoting=quoting, last=True)
-        elif rest:
-            # Rows found in the whole piece are those of its complete part; arrays of the rest are let go.
-            scan.release(complete)
-        yield TextBlock(complete, line, scan, last)
+            data = _tabs(data[: scan.end])
+            scan = RowScan(data, delimiter, quoting=quoting, last=True)
+        yield TextBlock(memoryview(data)[: scan.end], line, scan, data)
         line += lines
 
 
-def check_utf8(file: DataFile, data: bytes, first_line: int) -> None:
+def check_utf8(file: DataFile, data: bytes | memoryview, first_line: int) -> None:
     """Refuse bytes that are not UTF-8, naming the first.
 
     Raises:
@@ -87,6 +96,7 @@ def check_utf8(file: DataFile, data: bytes, first_line: int) -> None:
     try:
         whole.cast(pa.large_string())
     except pa.ArrowInvalid:
+        data = bytes(data)
         try:
             data.decode("utf-8")
         except UnicodeDecodeError as error:
