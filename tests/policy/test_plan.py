@@ -156,8 +156,9 @@ def test_a_rule_that_matches_nothing() -> None:
     assert found.code == "L201"
     assert found.place.key == "precision.layers.haed"
     assert found.sentence() == (
-        "the layer rule 'haed' matches nothing in the model. "
-        "Expected a glob on module paths, or type:<class name>. Received 'haed' at key 'precision.layers.haed'."
+        "The layer rule 'haed' matches nothing in the model. "
+        "Expected a glob on module paths, or type:<class name>. "
+        "Received 'haed' at key 'precision.layers.haed'."
     )
     assert found.remedy == "Did you mean 'head'? `castiron train CONFIG --dry-run` prints the plan."
 
@@ -173,7 +174,7 @@ def test_two_rules_that_clash() -> None:
     ).findings
     assert found.code == "L202"
     assert found.sentence() == (
-        "layer rules '**.norm' and 'type:BatchNorm1d' clash. Expected one format for output. "
+        "Layer rules '**.norm' and 'type:BatchNorm1d' clash. Expected one format for output. "
         "Received float32 ('**.norm') and bfloat16 ('type:BatchNorm1d') "
         "at key 'precision.layers.type:BatchNorm1d', layer 'encoder.norm'."
     )
@@ -230,7 +231,7 @@ def test_computing_wider_than_stored() -> None:
     (found,) = refusal({"head": {"compute": "float32"}}, "bf16-true").findings
     assert found.code == "L204"
     assert found.sentence() == (
-        "a layer cannot compute wider than it stores: its weights are rounded already. "
+        "A layer cannot compute wider than it stores: its weights are rounded already. "
         "Expected param float32 or wider. Received param bfloat16, compute float32 at layer 'head'."
     )
     assert found.remedy == "Say both in the rule: {param: float32, compute: float32}."

@@ -136,7 +136,7 @@ def resolve(
             problems.append(
                 finding(
                     "L204",
-                    "a layer cannot compute wider than it stores: its weights are rounded already",
+                    "A layer cannot compute wider than it stores: its weights are rounded already",
                     place=Place(module=layer.path),
                     expected=f"param {row.compute} or wider",
                     received=f"param {row.param}, compute {row.compute}",
@@ -183,7 +183,7 @@ def _check_rules(policy: PrecisionPolicy, layers: Sequence[LayerInfo]) -> None:
             problems.append(
                 finding(
                     "L201",
-                    f"the layer rule '{key}' matches nothing in the model",
+                    f"The layer rule '{key}' matches nothing in the model",
                     place=Place(key=f"precision.layers.{key}"),
                     expected="a glob on module paths, or type:<class name>",
                     received=repr(key),
@@ -219,7 +219,7 @@ def _merge(
                 problems.append(
                     finding(
                         "L202",
-                        f"layer rules '{said_by[role]}' and '{key}' clash",
+                        f"Layer rules '{said_by[role]}' and '{key}' clash",
                         place=Place(key=f"precision.layers.{key}", module=layer.path),
                         expected=f"one format for {role}",
                         received=f"{settings[role][0]} ('{said_by[role]}') and {name} ('{key}')",
