@@ -50,7 +50,7 @@ def load_vectors(path: str | Path, vocabulary: Sequence[str]) -> Vectors:
         matrix[rows] = _numbers(path, list(first.values()), width)
         found[rows] = True
     if matrix is None:
-        raise _refused(path, 1, "The file holds no vector.", "a word and its numbers", "an empty file")
+        raise _refused(path, None, "The file holds no vector.", "a word and its numbers", "an empty file")
     return Vectors(matrix, found)
 
 
@@ -115,6 +115,8 @@ def _numbers(
         wide = cells.astype(np.float64)
     except ValueError:
         wide = np.array([[_number(cell) for cell in cells] for _, cells in lines])
+    # Python reads "1_000" as a thousand; a file of numbers that holds it is broken.
+    wide[np.char.find(cells, b"_") >= 0] = np.nan
     with np.errstate(over="ignore", under="ignore"):
         narrow = wide.astype(np.float32)
     bad = ~np.isfinite(narrow) | ((narrow == 0) & (wide != 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from castiron.diagnostics.rules.loading import RULES as LOADING
 from castiron.diagnostics.rules.rule import Rule
 
 RULES: tuple[Rule, ...] = (
@@ -388,4 +389,5 @@ RULES: tuple[Rule, ...] = (
         bad="id: double     # 9007199254740992.0",
         good="id: int64",
     ),
+    *LOADING,
 )
