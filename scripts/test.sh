@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs the tests; sets everything up first, where that was not done.
+#
+#   bash scripts/test.sh
+#   bash scripts/test.sh tests/policy -k tf32
+#
+# What stands behind it goes to pytest; paths are those of the checkout.
+set -euo pipefail
+
+# shellcheck source=scripts/_setup.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/_setup.sh"
+
+cd -- "$root"
+exec "$venv/bin/python" -m pytest "$@"
