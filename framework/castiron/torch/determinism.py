@@ -84,3 +84,12 @@ def threads(number: int | None) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, *, deterministic: bool = True) -> Iterator[None]:
+    """Within it, everything is seeded and algorithms are deterministic where asked; afterwards generators
+    and switches are as they were."""
+    with isolated_rng(), deterministic_algorithms(deterministic):
+        seed_everything(seed)
+        yield

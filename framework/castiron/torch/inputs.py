@@ -1,0 +1,163 @@
+"""A batch before it enters the model: every leaf cast by what it is for, and none by accident.
+
+Roles come from the schema where there is one. Without it (any LightningModule) floating-point leaves are
+features, and integers and booleans are left as they are: an id never becomes a float.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from castiron.data import Schema
+from castiron.diagnostics import DataError, Place, finding
+from castiron.policy import PrecisionPolicy
+from castiron.torch.dtypes import NARROW, dtype_name, torch_dtype
+
+
+def cast_inputs(batch: Any, policy: PrecisionPolicy, schema: Schema | None = None) -> Any:
+    """The batch with floating-point leaves in the formats that the policy lets into the model.
+
+    Features become what the first layer takes: float32 for float32 and mixed policies, the parameters'
+    format for the `*-true` and float64 ones. Targets (known by the schema) become the loss dtype and are
+    never narrowed below it. A float64 leaf never passes unless the policy declares float64. NumPy arrays
+    become tensors. Text and other leaves that are no numbers pass. Nested mappings, sequences, dataclasses
+    and packed sequences keep their types; the very same object comes back where nothing was changed.
+
+    Without a schema features and targets cannot be told apart: under `*-true` policies a float32 leaf then
+    stays float32, and the layers narrow it, unless the policy has no island (no autocast that would).
+
+    Raises:
+        DataError: an array of Python objects (D117) or of text (D101), or a value that becomes infinite in
+            the narrower format (D103); with the place in the batch.
+    """
+    return _Cast(policy, schema)(batch, "batch", None)
+
+
+class _Cast:
+    def __init__(self, policy: PrecisionPolicy, schema: Schema | None) -> None:
+        self.feature = torch_dtype(policy.param)
+        self.target = torch_dtype(policy.loss)
+        islands = policy.islands
+        casts_itself = policy.compute in ("bfloat16", "float16") and bool(
+            policy.is_mixed
+            or islands.softmax
+            or islands.normalization
+            or islands.reductions
+            or islands.exponentials
+        )
+        self.unknown = torch.float32 if self.feature in NARROW and casts_itself else self.feature
+        self.roles = {field.name: field.role for field in schema.fields} if schema is not None else {}
+
+    def __call__(self, leaf: Any, path: str, role: str | None) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return self._tensor(leaf, path, role)
+        if isinstance(leaf, (np.ndarray, np.generic)):
+            return self._array(leaf, path, role)
+        if isinstance(leaf, PackedSequence):
+            data = self._tensor(leaf.data, f"{path}.data", role)
+            return leaf if data is leaf.data else leaf._replace(data=data)
+        if isinstance(leaf, Mapping):
+            return self._mapping(leaf, path, role)
+        if isinstance(leaf, (tuple, list)):
+            return self._sequence(leaf, path, role)
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            names = [f.name for f in dataclasses.fields(leaf) if f.init]
+            new = {n: self(getattr(leaf, n), f"{path}.{n}", self.roles.get(n, role)) for n in names}
+            if all(new[n] is getattr(leaf, n) for n in names):
+                return leaf
+            return dataclasses.replace(leaf, **new)
+        return leaf
+
+    def _mapping(self, leaf: Mapping[Any, Any], path: str, role: str | None) -> Any:
+        new = {k: self(v, f"{path}[{k!r}]", self.roles.get(k, role)) for k, v in leaf.items()}
+        if all(new[k] is v for k, v in leaf.items()):
+            return leaf
+        kind: Any = type(leaf)
+        if kind is dict:
+            return new
+        return kind(**new) if hasattr(kind, "__dataclass_fields__") else kind(new)
+
+    def _sequence(self, leaf: Any, path: str, role: str | None) -> Any:
+        names = getattr(leaf, "_fields", None)
+        items = []
+        for i, item in enumerate(leaf):
+            place, its_role = (f"{path}[{i}]", role)
+            if names:
+                place, its_role = f"{path}.{names[i]}", self.roles.get(names[i], role)
+            items.append(self(item, place, its_role))
+        if all(new is old for new, old in zip(items, leaf, strict=True)):
+            return leaf
+        return type(leaf)(*items) if names else type(leaf)(items)
+
+    def _tensor(self, tensor: torch.Tensor, path: str, role: str | None) -> torch.Tensor:
+        if not tensor.dtype.is_floating_point:
+            return tensor
+        wanted = self._wanted(role)
+        if tensor.dtype is wanted:
+            return tensor
+        cast = tensor.to(wanted)
+        narrows_range = torch.finfo(wanted).max < torch.finfo(tensor.dtype).max
+        if narrows_range and bool((cast.isinf() & ~tensor.isinf()).any()):
+            raise DataError(_overflow(tensor, cast, path))
+        return cast
+
+    def _wanted(self, role: str | None) -> torch.dtype:
+        if role == "target":
+            return self.target
+        return self.unknown if role is None else self.feature
+
+    def _array(self, array: Any, path: str, role: str | None) -> torch.Tensor:
+        array = np.asarray(array)
+        if array.dtype.kind in "OUSVMm":
+            raise DataError(_no_numbers(array, path))
+        if not array.flags.writeable or not array.dtype.isnative:
+            array = np.array(array, dtype=array.dtype.newbyteorder("="))
+        return self._tensor(torch.from_numpy(array), path, role)
+
+
+def _overflow(tensor: torch.Tensor, cast: torch.Tensor, path: str) -> Any:
+    lost = cast.isinf() & ~tensor.isinf()
+    first = tuple(lost.nonzero()[0].tolist())
+    where = path + "".join(f"[{i}]" for i in first)
+    return finding(
+        "D103",
+        f"a value does not fit into {dtype_name(cast.dtype)}",
+        place=Place(field=where),
+        expected=f"magnitudes up to {torch.finfo(cast.dtype).max:g}",
+        received=f"{tensor[first].item():g} ({dtype_name(tensor.dtype)})",
+        remedy="Scale the field, or use a policy with the range for it (bfloat16 has that of float32).",
+        count=int(lost.sum()),
+    )
+
+
+def _no_numbers(array: np.ndarray[Any, Any], path: str) -> Any:
+    """Name the first element that is no number; a ragged list is an array of objects too."""
+    where, value = path, ""
+    if array.dtype.kind == "O":
+        for index in np.ndindex(array.shape):
+            item: Any = array[index]
+            if not isinstance(item, (int, float, np.number)):
+                where = path + "".join(f"[{i}]" for i in index)
+                value = f": {item!r}"[:60]
+                break
+        what, code = f"an array of Python objects{value}", "D117"
+        remedy = "Make it an array of one number format: np.asarray(x, dtype=np.float32); pad ragged rows."
+    else:
+        kind = {"U": "text", "S": "bytes", "M": "dates", "m": "durations", "V": "records"}[array.dtype.kind]
+        sample = f": {array.flat[0]!r}"[:60] if array.size else ""
+        what, code = f"an array of {kind}{sample}", "D101" if array.dtype.kind in "US" else "D118"
+        remedy = "Encode it as numbers before it enters the batch."
+    return finding(
+        code,
+        "a leaf of the batch holds no numbers",
+        place=Place(field=where),
+        expected="a tensor, or an array of floats, integers or booleans",
+        received=what,
+        remedy=remedy,
+    )

@@ -1,0 +1,396 @@
+"""Loss scaling within declared bounds: none, static or dynamic, in one shape.
+
+Per step: `scale(loss).backward()`, `unscale_(optimizer, …)`, clip, `step(optimizer)` for each, `update()`
+once. The scale, the count of good steps and the verdict stay on the device; optimizers whose fused kernels
+take the verdict (`found_inf`) are stepped without looking at it. Optimizers that are unscaled before any of
+them steps share one verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from castiron.diagnostics import CastironError, ConfigError, Finding, Place, finding
+from castiron.policy.sections import DynamicScaling, NoScaling, StaticScaling
+
+
+class NoScaler:
+    """The loss is not scaled: every method does the least it can."""
+
+    kind = "none"
+    active = False
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, times the scale."""
+        return loss
+
+    def unscale_(self, *optimizers: Optimizer) -> None:
+        """Divide the gradients of these optimizers' parameters by the scale, in place, once per step."""
+
+    def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer's step, unless a gradient is not finite: then nothing of it changes."""
+        return optimizer.step(*args, **kwargs)
+
+    def update(self) -> None:
+        """Choose the next scale; once per step, after every optimizer has stepped."""
+
+    def get_scale(self) -> float:
+        """The scale. Waits for the device."""
+        return 1.0
+
+    def counts(self) -> dict[str, int]:
+        """`overflows`: steps with gradients that were not finite; `at_floor`: how many of them in a row, up
+        to the last step, met a scale that could fall no further. Waits for the device."""
+        return {"overflows": 0, "at_floor": 0}
+
+    def check(self) -> Finding | None:
+        """The finding S401 once the scale has stood at its floor for `patience` overflows. Waits."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ConfigError: the state is of another kind of scaling (S404).
+        """
+        _check_kind(self.kind, state)
+
+
+class StaticScaler(NoScaler):
+    """One constant scale.
+
+    Raises:
+        ConfigError: the scale, or one divided by it, is not finite in float32 (S402).
+    """
+
+    kind = "static"
+    active = True
+
+    def __init__(self, scaling: StaticScaling) -> None:
+        _check_invertible("scale", scaling.scale)
+        self._initial = scaling.scale
+        self._scale: torch.Tensor | None = None
+        self._overflows: torch.Tensor | None = None
+        self._at_floor: torch.Tensor | None = None
+        self._pending: dict[str, float] = {"scale": scaling.scale, "overflows": 0, "at_floor": 0}
+        self._unscaled: set[int] = set()
+        self._stepped: set[int] = set()
+        self._found_inf: torch.Tensor | None = None
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        scale = self._on(loss.device)
+        return loss * scale.to(loss.device, non_blocking=True)
+
+    @torch.no_grad()
+    def unscale_(self, *optimizers: Optimizer) -> None:
+        for optimizer in optimizers:
+            if id(optimizer) in self._unscaled:
+                raise CastironError(
+                    finding(
+                        "S405",
+                        "the gradients of an optimizer are unscaled a second time within one step",
+                        expected="unscale_ once per optimizer and step, update() after the last",
+                        received=f"a second unscale_ of {type(optimizer).__name__}",
+                    )
+                )
+            self._unscaled.add(id(optimizer))
+            found = unscale_gradients(_parameters(optimizer), self._on(_home(optimizer)))
+            self._found_inf = found if self._found_inf is None else torch.maximum(self._found_inf, found)
+
+    def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """The optimizer's step, unless a gradient of those unscaled so far in this step is not finite."""
+        if id(optimizer) in self._stepped:
+            raise CastironError(
+                finding(
+                    "S405",
+                    "an optimizer steps a second time without update()",
+                    expected="update() between two steps",
+                    received=f"a second step of {type(optimizer).__name__}",
+                )
+            )
+        if kwargs.get("closure") is not None or any(callable(a) for a in args):
+            raise CastironError(
+                finding(
+                    "S405",
+                    "the step of a scaled loss takes no closure: gradients are unscaled before it",
+                    expected="scale(loss).backward(), unscale_, step(optimizer)",
+                    received=f"step({type(optimizer).__name__}, closure)",
+                )
+            )
+        if id(optimizer) not in self._unscaled:
+            self.unscale_(optimizer)
+        self._stepped.add(id(optimizer))
+        found = self._found_inf
+        assert found is not None
+        if not takes_verdict(optimizer):
+            return None if bool(found.item()) else optimizer.step(*args, **kwargs)
+        fused: Any = optimizer
+        fused.found_inf, fused.grad_scale = found.to(_home(optimizer)), None
+        try:
+            return optimizer.step(*args, **kwargs)
+        finally:
+            del fused.found_inf, fused.grad_scale
+
+    @torch.no_grad()
+    def update(self) -> None:
+        found = self._found_inf
+        self._found_inf = None
+        self._unscaled.clear()
+        self._stepped.clear()
+        if found is not None:
+            scale = self._on(found.device)
+            assert self._overflows is not None
+            self._overflows += found.to(scale.device)
+            self._change(scale, found.to(scale.device))
+
+    def _change(self, scale: torch.Tensor, found_inf: torch.Tensor) -> None:
+        """A static scale stays as it is."""
+
+    def get_scale(self) -> float:
+        return float(self._pending["scale"] if self._scale is None else self._scale.item())
+
+    def counts(self) -> dict[str, int]:
+        if self._overflows is None or self._at_floor is None:
+            return {name: int(self._pending[name]) for name in ("overflows", "at_floor")}
+        return {"overflows": int(self._overflows.item()), "at_floor": int(self._at_floor.item())}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "scale": self.get_scale(), **self.counts()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _check_kind(self.kind, state)
+        self._restore({**state, "scale": self._initial})
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._pending = {name: state[name] for name in self._pending}
+        self._scale = None
+
+    def _on(self, device: torch.device) -> torch.Tensor:
+        """The scale; made on the device of the first loss."""
+        if self._scale is None:
+            self._scale = torch.full((), self._pending["scale"], dtype=torch.float32, device=device)
+            self._overflows = torch.full((), self._pending["overflows"], dtype=torch.float32, device=device)
+            self._at_floor = torch.full((), self._pending["at_floor"], dtype=torch.float32, device=device)
+        return self._scale
+
+
+class DynamicScaler(StaticScaler):
+    """The scale grows after `interval` good steps in a row, falls after a bad one, and stays in its bounds.
+
+    Raises:
+        ConfigError: a bound, or one divided by it, is not finite in float32 (S402).
+    """
+
+    kind = "dynamic"
+
+    def __init__(self, scaling: DynamicScaling) -> None:
+        _check_invertible("min", scaling.min)
+        _check_invertible("max", scaling.max)
+        super().__init__(StaticScaling(scale=scaling.initial))
+        self.scaling = scaling
+        self._good: torch.Tensor | None = None
+        self._pending["good"] = 0
+
+    def _change(self, scale: torch.Tensor, found_inf: torch.Tensor) -> None:
+        s, good, at_floor = self.scaling, self._good, self._at_floor
+        assert good is not None
+        assert at_floor is not None
+        # in a row: an overflow that met the floor adds one, any good step starts anew
+        at_floor += scale <= s.min
+        at_floor *= found_inf
+        update_scale(scale, good, found_inf, s.growth, s.backoff, s.interval)
+        scale.clamp_(s.min, s.max)
+
+    def check(self) -> Finding | None:
+        at_floor = self.counts()["at_floor"]
+        if at_floor < self.scaling.patience:
+            return None
+        return finding(
+            "S401",
+            f"the loss scale stands at its floor of {self.scaling.min:g}, and gradients overflowed there "
+            f"{at_floor} times in a row",
+            place=Place(key="precision.scaling"),
+            expected=f"fewer than {self.scaling.patience} overflows in a row at the floor",
+            received=f"{at_floor}; no step was taken since",
+            scale=self.get_scale(),
+            overflows=self.counts()["overflows"],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        good = self._pending["good"] if self._good is None else self._good.item()
+        return {**super().state_dict(), "good": int(good)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; a scale out of the present bounds is set to the nearer one.
+
+        Raises:
+            ConfigError: the state is of another kind of scaling (S404), or its scale is not finite (S402).
+        """
+        _check_kind(self.kind, state)
+        _check_invertible("saved scale", float(state["scale"]))
+        scale = min(max(float(state["scale"]), self.scaling.min), self.scaling.max)
+        self._good = None
+        self._restore({**state, "scale": scale})
+
+    def _on(self, device: torch.device) -> torch.Tensor:
+        if self._scale is None:
+            good = int(self._pending["good"])
+            self._good = torch.full((), good, dtype=torch.int32, device=device)
+        return super()._on(device)
+
+
+Scaler = NoScaler
+"""What every scaler is to those who call it."""
+
+
+def make_scaler(scaling: NoScaling | StaticScaling | DynamicScaling) -> Scaler:
+    """The scaler that a policy's `scaling` section declares.
+
+    Raises:
+        ConfigError: a scale that cannot be inverted in float32 (S402).
+    """
+    if isinstance(scaling, DynamicScaling):
+        return DynamicScaler(scaling)
+    return StaticScaler(scaling) if isinstance(scaling, StaticScaling) else NoScaler()
+
+
+# --- kernels ------------------------------------------------------------------------------------------
+
+
+def unscale_gradients(parameters: Iterable[torch.Tensor], scale: torch.Tensor) -> torch.Tensor:
+    """Divide gradients by the scale in place; whether one of them (or 1/scale) is not finite, as 0.0 or 1.0.
+
+    Gradients of float16 parameters are made float32 first: dividing in float16 would lose again what the
+    scale had saved from underflow. Nothing waits for the device.
+    """
+    inverse = scale.double().reciprocal().float()
+    found = (~(inverse.isfinite() & (inverse > 0))).float()
+    groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        gradient = _gradient_values(parameter)
+        groups.setdefault((gradient.device, gradient.dtype), []).append(gradient)
+    for (device, _), gradients in groups.items():
+        here = torch.zeros((), dtype=torch.float32, device=device)
+        multiply_and_check(gradients, here, inverse.to(device, non_blocking=True))
+        found = torch.maximum(found, here.to(found.device, non_blocking=True))
+    return found
+
+
+def multiply_and_check(gradients: list[torch.Tensor], found_inf: torch.Tensor, factor: torch.Tensor) -> None:
+    """Multiply gradients of one device and dtype in place; `found_inf` becomes 1 where one is not finite."""
+    kernel = getattr(torch, "_amp_foreach_non_finite_check_and_unscale_", None)
+    if kernel is not None:
+        kernel(gradients, found_inf, factor)
+    else:
+        multiply_and_check_plainly(gradients, found_inf, factor)
+
+
+def multiply_and_check_plainly(
+    gradients: list[torch.Tensor], found_inf: torch.Tensor, factor: torch.Tensor
+) -> None:
+    """The same from public operations, several passes over the memory: for a torch without the kernel."""
+    for gradient in gradients:
+        found_inf.copy_(torch.maximum(found_inf, (~gradient.isfinite().all()).float()))
+    torch._foreach_mul_(gradients, factor)
+
+
+def update_scale(
+    scale: torch.Tensor,
+    good: torch.Tensor,
+    found_inf: torch.Tensor,
+    growth: float,
+    backoff: float,
+    interval: int,
+) -> None:
+    """torch's rule in place: back off after an overflow, grow after `interval` good steps in a row."""
+    kernel = getattr(torch, "_amp_update_scale_", None)
+    if kernel is not None:
+        kernel(scale, good, found_inf, growth, backoff, interval)
+    else:
+        update_scale_plainly(scale, good, found_inf, growth, backoff, interval)
+
+
+def update_scale_plainly(
+    scale: torch.Tensor,
+    good: torch.Tensor,
+    found_inf: torch.Tensor,
+    growth: float,
+    backoff: float,
+    interval: int,
+) -> None:
+    """The same from public operations, on the device like the kernel."""
+    bad = found_inf > 0
+    reached = ~bad & (good + 1 >= interval)
+    grown = scale * growth
+    larger = torch.where(reached & grown.isfinite(), grown, scale)
+    scale.copy_(torch.where(bad, scale * backoff, larger))
+    good.copy_(torch.where(bad | reached, 0, good + 1))
+
+
+def takes_verdict(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's kernels leave everything as it is where `found_inf` says so."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def _gradient_values(parameter: torch.Tensor) -> torch.Tensor:
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.dtype is torch.float16:
+        if hasattr(parameter, "grad_dtype"):
+            parameter.grad_dtype = None
+        parameter.grad = gradient = gradient.float()
+    if gradient.is_sparse:
+        # duplicates may overflow only when they are added up
+        parameter.grad = gradient = gradient.coalesce()
+        return gradient._values()
+    return gradient
+
+
+def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _home(optimizer: Optimizer) -> torch.device:
+    device: torch.device = optimizer.param_groups[0]["params"][0].device
+    return device
+
+
+def _check_invertible(name: str, value: float) -> None:
+    """Refuse a scale that float32 cannot hold or invert."""
+    limits = torch.finfo(torch.float32)
+    if limits.tiny <= value <= limits.max and 1 / value <= limits.max:
+        return
+    raise ConfigError(
+        finding(
+            "S402",
+            f"the loss scale ({name}) cannot be held or inverted in float32",
+            place=Place(key="precision.scaling"),
+            expected=f"a scale between {limits.tiny:g} and {limits.max:g}",
+            received=f"{value:g}",
+        )
+    )
+
+
+def _check_kind(kind: str, state: dict[str, Any]) -> None:
+    saved = state.get("kind")
+    if saved != kind:
+        raise ConfigError(
+            finding(
+                "S404",
+                "the saved state of the loss scaler is of another kind than the policy declares",
+                place=Place(key="precision.scaling"),
+                expected=f"scaling {kind}",
+                received=f"scaling {saved}",
+            )
+        )
