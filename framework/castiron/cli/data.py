@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -33,20 +34,21 @@ def check(
 
     from castiron.cli import console
     from castiron.cli.tables import data_report
-    from castiron.diagnostics.finding import Finding, Place
+    from castiron.diagnostics import DataError
     from castiron.training.config_file import load_config
-    from castiron.training.splits import load_splits
+    from castiron.training.splits import check_splits
 
     loaded = load_config(config, overrides or [])
     with tempfile.TemporaryDirectory(prefix="castiron-data-") as folder, loaded.placing():
-        splits = load_splits(loaded.config, loaded.recipe(loaded.config), Path(folder))
+        reports = check_splits(loaded.config, loaded.recipe(loaded.config), Path(folder))
     if json:
-        console.as_json({split: data.report.model_dump(mode="json") for split, data in splits.items()})
-        return
-    for split, data in splits.items():
-        data_report(split, data.report)
-        told = [Finding(**{**f, "place": Place(**f["place"])}) for f in data.report.findings]
-        console.findings(loaded.placed(told))
+        console.as_json({split: report.model_dump(mode="json") for split, report in reports.items()})
+    else:
+        for report in reports.values():
+            data_report(report)
+            console.findings(report.as_findings())
+    if not all(report.is_sound for report in reports.values()):
+        raise typer.Exit(DataError.exit_code)
 
 
 @app.command("describe")
@@ -90,20 +92,29 @@ def fetch(
         str | None, typer.Argument(metavar="[NAME]", help="A data set, such as sst2; none: list.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--to", metavar="DIR", help="Where to; the user's cache by default.")
+        Path | None,
+        typer.Option("--cache", metavar="DIR", help="Folder to keep it in; the user's cache by default."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Download a public data set under a pinned SHA-256."""
     from castiron.cli import console
-    from castiron.data.fetch import DATA_SETS
+    from castiron.data.catalogue import CATALOGUE
     from castiron.data.fetch import fetch as fetch_data
 
     if name is None:
-        console.table(("data set", "what it is"), [(n, d.what) for n, d in DATA_SETS.items()])
+        if json:
+            console.as_json([asdict(remote) for remote in CATALOGUE.values()])
+        else:
+            rows = [(n, remote.title, f"{remote.bytes / 1e6:.1f} MB") for n, remote in CATALOGUE.items()]
+            console.table(("data set", "what it is", "size"), rows, right=(2,))
         return
-    files = fetch_data(name, folder)
+    fetched = fetch_data(name, cache=folder)
     if json:
-        console.as_json({key: str(path) for key, path in files.items()})
-    else:
-        console.fields(files)
+        console.as_json({split: str(path) for split, path in fetched.files.items()})
+        return
+    remote = CATALOGUE[name]
+    console.fields({split: str(path) for split, path in fetched.files.items()})
+    console.note(f"Licence: {remote.licence}")
+    console.note(remote.note)
+    console.say(f"Next: castiron train CONFIG {' '.join(fetched.arguments)}")

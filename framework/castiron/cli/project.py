@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from castiron.cli.copying import write_new
 from castiron.diagnostics import ConfigError, Place, RunError, finding
 from castiron.training.configs import packaged_configs
-from castiron.training.registry import registered
+from castiron.training.registry import module_file, registered
 from castiron.training.suggestions import did_you_mean, near
 
 README = """# {project}
@@ -123,11 +122,10 @@ def copy_recipe(recipe: str, folder: Path) -> Project:
 
 
 def _folder_of(module: str) -> Path:
-    """The folder of a package, without importing it."""
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
+    file = module_file(module)
+    if file is None:
+        raise RunError(finding("X808", f"The source of '{module}' is not installed."))
+    return file.parent
 
 
 def _defining_file(source: Path, cls: str) -> Path:

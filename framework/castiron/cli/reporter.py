@@ -62,7 +62,7 @@ class TerminalReporter:
             files = f" from {', '.join(f.file for f in report.files)}" if report.files else ""
             console.say(f"Data: {split} {report.rows:,} rows{dropped}{files}")
             if self.verbosity == "verbose":
-                data_report(split, report)
+                data_report(report)
 
     # --- progress ----------------------------------------------------------------------------------
 

@@ -29,41 +29,19 @@ def plan_table(plan: Plan) -> None:
     console.table(("layer", "type", "param", "compute", "output", "parameters", "why"), rows, right=(5,))
 
 
-def data_report(split: str, report: DataReport) -> None:
-    """A row per field: what was read, and what its cast did."""
-    dropped = f"; {report.dropped:,} of {report.rows_read:,} left out as declared" if report.dropped else ""
-    console.heading(f"{split}: {report.rows:,} rows{dropped}")
-    for file in report.files:
-        digest = f"  sha256 {file.sha256[:12]}…" if file.sha256 else ""
-        console.say(f"{file.file}  {file.rows:,} rows  {file.bytes:,} bytes{digest}")
-    rows = [
-        (
-            c.field,
-            c.role,
-            c.column,
-            f"{c.source_dtype} → {c.target_dtype}",
-            f"{c.exact:,}",
-            f"{c.rounded:,}",
-            f"{c.lossy:,}",
-            f"{c.largest_relative_error:.1e}" if c.rounded else "–",
-            f"{c.missing:,}" + (f" ({c.treatment})" if c.missing else ""),
-            _range(c.minimum, c.maximum),
-        )
-        for c in report.columns
-    ]
-    headers = (
-        "field",
-        "role",
-        "column",
-        "cast",
-        "exact",
-        "rounded",
-        "lossy",
-        "largest error",
-        "missing",
-        "range",
+def data_report(report: DataReport) -> None:
+    """Files, and a row per field: what was read, and what its cast did."""
+    from castiron.data.report import HEADINGS
+
+    dropped = (
+        f" ({report.rows_read:,} read, {report.dropped:,} left out as declared)" if report.dropped else ""
     )
-    console.table(headers, rows, right=(4, 5, 6, 7))
+    refused = f", {report.bad_cells_total:,} cells refused" if report.bad_cells_total else ""
+    console.heading(f"{report.split}: {report.rows:,} rows{dropped}{refused}")
+    for file in report.files:
+        digest = f", sha256 {file.sha256[:12]}…" if file.sha256 else ""
+        console.say(f"{file.file}: {file.rows:,} rows, {file.bytes:,} bytes{digest}")
+    console.table(HEADINGS, report.as_table_rows(), right=range(3, len(HEADINGS)))
     if report.extra_columns:
         console.say(f"Columns that no field reads: {', '.join(report.extra_columns)}")
 
@@ -76,7 +54,3 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> None:
         for split, values in metrics.items()
     ]
     console.table(("split", *names), rows, right=range(1, len(names) + 1))
-
-
-def _range(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{low:g} … {high:g}"

@@ -139,8 +139,8 @@ def _dry_run(loaded: LoadedConfig, runs: Path, name: str | None, verbosity: str)
         found = preview(loaded, RunDirectory(Path(folder)))
     console.heading("Config")
     console.say(as_yaml(loaded.config.resolved()).rstrip())
-    for split, report in found.data.items():
-        data_report(split, report)
+    for report in found.data.values():
+        data_report(report)
     console.heading("Plan")
     console.say(found.plan.brief())
     plan_table(found.plan)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -20,9 +21,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, to_jsonable_python
 
-from castiron.data.options import ReadOptions
+from castiron.data import ReadOptions
 from castiron.policy import PrecisionPolicy
 from castiron.policy.sections import EnforceSection, GuardSection, HealthSection, Section
 
@@ -224,6 +225,8 @@ class RunConfig(Section):
     always equal to `precision.enforce`, `precision.guard` and `precision.health`.
     """
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
     recipe: str
     """What to train: a registered name (`castiron recipes list`), `my_file.py:MyRecipe` or
     `module:MyRecipe`."""
@@ -292,7 +295,7 @@ class RunConfig(Section):
 
     @field_serializer("model")
     def _plain_model(self, value: Any) -> Any:
-        return value.model_dump(mode="json", by_alias=True) if isinstance(value, BaseModel) else dict(value)
+        return to_jsonable_python(value, by_alias=True, inf_nan_mode="constants")
 
     def resolved(self) -> dict[str, Any]:
         """The config with every default written out, JSON-ready; it validates back to an equal config."""

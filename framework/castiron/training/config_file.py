@@ -53,7 +53,8 @@ class LoadedConfig:
         try:
             yield
         except CastironError as e:
-            e.__init__(self.placed(e.findings))  # type: ignore[misc]
+            e.findings = tuple(self.placed(e.findings))
+            e.args = ("\n".join(str(f) for f in e.findings),)
             raise
 
 
@@ -185,7 +186,7 @@ def resolve_source(name: str) -> Source:
         return Source(name, recipe=name)
     if path.exists():
         return Source(name, file=path)
-    known = [*registered(), *packaged]
+    known = list(packaged) if "/" in name else [*registered(), *packaged]
     close = near(name, known) or _beside(path)
     raise ConfigError(_not_found(name, close))
 

@@ -47,14 +47,24 @@ def registered() -> dict[str, Registered]:
 
 def headline(recipe: Registered) -> str:
     """What a recipe is, in a line: the docstring of its module, read without importing it."""
-    module = recipe.target.partition(":")[0]
     try:
-        spec = importlib.util.find_spec(module)
-        source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-        docstring = ast.get_docstring(ast.parse(source)) or ""
+        file = module_file(recipe.target.partition(":")[0])
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) if file else None
     except (ImportError, OSError, SyntaxError, UnicodeDecodeError, ValueError):
         return ""
-    return docstring.partition("\n")[0]
+    return (docstring or "").partition("\n")[0]
+
+
+def module_file(module: str) -> Path | None:
+    """The source file of a module, found without importing anything of its package."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    if not rest:
+        return Path(spec.origin)
+    path = Path(spec.origin).parent.joinpath(*rest)
+    return next((f for f in (path / "__init__.py", path.with_suffix(".py")) if f.is_file()), None)
 
 
 def find_recipe(name: str, *, folder: Path | None = None, place: Place | None = None) -> type[Recipe]:

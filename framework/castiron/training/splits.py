@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from castiron.data import Dataset, FittedMissing
-from castiron.data.contract import load
-from castiron.data.options import ReadOptions
+from castiron.data import Dataset, DataReport, FittedMissing, ReadOptions, check, load
 from castiron.diagnostics import ConfigError, Finding, Place, Severity, finding
 from castiron.training.config import RunConfig
 from castiron.training.hold_out import hold_out
@@ -27,6 +27,34 @@ def no_training_data(severity: Severity = "error") -> Finding:
         remedy="Name the files: data.train=FILE data.validation=FILE data.test=FILE.",
         severity=severity,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The files of each split, and how they are read."""
+
+    files: Mapping[str, Sequence[str | Path]]
+    """In the order of `SPLITS`."""
+    columns: Mapping[str, Any]
+    options: ReadOptions
+
+
+def sources(config: RunConfig, recipe: Recipe, folder: Path) -> Sources:
+    """Where the data of a run is; embedded data is written below `folder` where the config names none.
+
+    Raises:
+        ConfigError: there is no training data.
+    """
+    data = config.data
+    if data.train is None:
+        if not data.embedded:
+            raise ConfigError(no_training_data())
+        embedded = recipe.embedded_data(folder)
+        # Embedded columns have the names of the fields.
+        return Sources({s: [embedded[s]] for s in SPLITS if s in embedded}, {}, ReadOptions())
+    named = {split: getattr(data, split) for split in SPLITS}
+    files = {s: [paths] if isinstance(paths, str) else paths for s, paths in named.items() if paths}
+    return Sources(files, data.columns, data.read)
 
 
 def load_splits(
@@ -51,37 +79,50 @@ def load_splits(
         DataError: the files break the contract.
         ConfigError: there is no training data, or too much of it is held out.
     """
-    data = config.data
-    if data.train is None:
-        if not data.embedded:
-            raise ConfigError(no_training_data())
-        embedded = recipe.embedded_data(folder)
-        files: dict[str, Sequence[str | Path]] = {split: [path] for split, path in embedded.items()}
-        columns, options = {}, ReadOptions()
-    else:
-        named = {split: getattr(data, split) for split in SPLITS}
-        files = {s: [paths] if isinstance(paths, str) else paths for s, paths in named.items() if paths}
-        columns, options = dict(data.columns), data.read
-    schema = recipe.schema()
+    source, schema = sources(config, recipe, folder), recipe.schema()
 
     def read(split: str) -> Dataset:
         return load(
-            files[split],
+            source.files[split],
             schema,
-            columns=columns,
+            columns=source.columns,
             casts=config.precision.casts,
-            options=options,
+            options=source.options,
             fitted=fitted,
             split=split,
         )
 
-    held = [s for s in ("validation", "test") if data.train is not None and getattr(data.hold_out, s)]
+    by = config.data.hold_out
+    held = [s for s in ("validation", "test") if config.data.train is not None and getattr(by, s)]
     found: dict[str, Dataset] = {}
     if "train" in wanted or fitted is None or set(held) & set(wanted):
         train = read("train")
         fitted = fitted if fitted is not None else train.fitted
-        found = hold_out(train, data.hold_out) if held else {"train": train}
+        found = hold_out(train, by) if held else {"train": train}
     for split in ("validation", "test"):
-        if split in wanted and split in files:
+        if split in wanted and split in source.files:
             found[split] = read(split)
     return {split: found[split] for split in SPLITS if split in found and split in wanted}
+
+
+def check_splits(config: RunConfig, recipe: Recipe, folder: Path) -> dict[str, DataReport]:
+    """The report of every split, also of those that break the contract; no values are kept.
+
+    Rows that are held out are reported with the training data they are in.
+
+    Raises:
+        DataError: a file is missing or cannot be read at all.
+        ConfigError: there is no training data.
+    """
+    source, schema = sources(config, recipe, folder), recipe.schema()
+    return {
+        split: check(
+            files,
+            schema,
+            columns=source.columns,
+            casts=config.precision.casts,
+            options=source.options,
+            split=split,
+        )
+        for split, files in source.files.items()
+    }

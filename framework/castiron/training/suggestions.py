@@ -39,13 +39,14 @@ SYNONYMS = {
 
 def near(word: str, words: Iterable[str], most: int = 3) -> list[str]:
     """The words most like this one, best first; case and the choice of `-`, `_` or a blank do not count."""
-    plain: dict[str, str] = {}
-    for w in words:
-        plain.setdefault(_plain(w), w)
-    found = difflib.get_close_matches(_plain(word), plain, n=most, cutoff=0.6)
-    if _plain(word) in plain:
-        found = [_plain(word)]
-    return [plain[f] for f in found]
+    wanted = _plain(word)
+    likeness = {w: difflib.SequenceMatcher(None, wanted, _plain(w)).ratio() for w in words}
+    best = max(likeness.values(), default=0.0)
+    if best < 0.6:
+        return []
+    # Only those about as like as the best: a list of everything helps nobody.
+    close = [w for w, ratio in likeness.items() if ratio >= max(0.6, best - 0.1) and (ratio == 1 or best < 1)]
+    return sorted(close, key=lambda w: -likeness[w])[:most]
 
 
 def did_you_mean(words: Iterable[str]) -> str:
@@ -70,8 +71,12 @@ def near_key(key: str, siblings: Iterable[str], everywhere: Iterable[str]) -> li
         return [f"{prefix}{ours}"]
     if close := near(name, siblings):
         return [f"{prefix}{s}" for s in close]
-    elsewhere = [k for k in everywhere if k.rpartition(".")[2] in (name, ours)]
-    return elsewhere[:3] or near(key, everywhere)
+    by_name: dict[str, list[str]] = {}
+    for k in everywhere:
+        by_name.setdefault(k.rpartition(".")[2], []).append(k)
+    if elsewhere := [*by_name.get(name, []), *by_name.get(ours or "", [])]:
+        return elsewhere[:3]
+    return [k for n in near(name, by_name) for k in by_name[n]][:3]
 
 
 def _plain(word: str) -> str:

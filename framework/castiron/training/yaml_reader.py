@@ -20,7 +20,7 @@ KeyPath = tuple[str | int, ...]
 """Keys and list positions from the root of a document."""
 
 MAX_BYTES = 256 * 1024
-MAX_NODES = 20_000
+MAX_NODES = 5_000
 MAX_DEPTH = 40
 
 _CORE = "tag:yaml.org,2002:"
@@ -123,6 +123,10 @@ def shorten(text: str, width: int = 80) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
+class _TooMuchError(Exception):
+    """A limit was passed."""
+
+
 # --- from text to nodes ----------------------------------------------------------------------------
 
 
@@ -135,7 +139,9 @@ def _compose(text: str, name: str) -> tuple[Any, list[Finding]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return YAML(typ="safe", pure=True).compose(text), []
+            yaml = YAML(typ="safe", pure=True)
+            _bound(yaml.parser)
+            return yaml.compose(text), []
     except ReaderError as e:
         line = text.count("\n", 0, e.position) + 1
         column = e.position - text.rfind("\n", 0, e.position)
@@ -146,15 +152,35 @@ def _compose(text: str, name: str) -> tuple[Any, list[Finding]]:
         mark = e.problem_mark or e.context_mark
         place = Place(file=name, line=mark.line + 1, column=mark.column + 1) if mark else Place(file=name)
         return None, [_syntax(e, place, text, mark.line if mark else 0)]
-    except RecursionError:
-        message = "The file is nested too deeply."
-        return None, [
-            finding("X821", message, place=Place(file=name), expected=f"at most {MAX_DEPTH} levels")
-        ]
+    except _TooMuchError as e:
+        expected, mark = e.args
+        place = Place(file=name, line=mark.line + 1, column=mark.column + 1)
+        what = "is nested too deeply" if "levels" in expected else "holds too many values"
+        return None, [finding("X821", f"The file {what}.", place=place, expected=expected)]
     except (YAMLError, ValueError, AttributeError, TypeError, IndexError, KeyError, AssertionError) as e:
         # ruamel's scanner and parser raise these bare on some malformed directives, tags and escapes.
         message = f"The text is not YAML ({shorten(str(e).splitlines()[0] if str(e) else type(e).__name__)})."
         return None, [finding("X806", message, place=Place(file=name))]
+
+
+def _bound(parser: Any) -> None:
+    """Stop the parser at the limits: its time grows with the square of the depth, and it recurses."""
+    next_event = parser.get_event
+    depth = nodes = 0
+
+    def bounded() -> Any:
+        nonlocal depth, nodes
+        event = next_event()
+        kind = type(event).__name__
+        depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
+        nodes += 1
+        if depth > MAX_DEPTH + 2:  # the stream and the document are levels too
+            raise _TooMuchError(f"at most {MAX_DEPTH} levels", event.start_mark)
+        if nodes > 2 * MAX_NODES:
+            raise _TooMuchError(f"at most {MAX_NODES:,} values", event.start_mark)
+        return event
+
+    parser.get_event = bounded
 
 
 def _syntax(error: Any, place: Place, text: str, line: int) -> Finding:
@@ -182,10 +208,6 @@ def _refused(
 
 
 # --- from nodes to values --------------------------------------------------------------------------
-
-
-class _TooMuchError(Exception):
-    """A limit was passed; the finding is made already."""
 
 
 class _Reader:

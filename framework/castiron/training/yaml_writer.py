@@ -16,6 +16,7 @@ def as_yaml(tree: dict[str, Any], header: str = "") -> str:
     yaml = YAML(pure=True)
     yaml.width = 4096
     yaml.representer.add_representer(float, _float)
+    yaml.representer.add_representer(str, _text)
     out = io.StringIO()
     yaml.dump(_styled(tree, root=True), out)
     comment = "".join(f"# {line}\n" for line in header.splitlines())
@@ -42,6 +43,12 @@ def _styled(value: Any, *, root: bool = False) -> Any:
 def _is_flat(value: Any) -> bool:
     inner = value.values() if isinstance(value, dict) else value
     return not any(isinstance(v, dict | list) and v for v in inner)
+
+
+def _text(representer: Any, value: str) -> Any:
+    """Quoted with escapes where a character is not to be seen: other line breaks would read as blanks."""
+    style = None if value.isprintable() else '"'
+    return representer.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 def _float(representer: Any, value: float) -> Any:
