@@ -59,7 +59,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         code="D156",
-        name="nothing-to-fit",
+        name="empty-vocabulary",
         severity="error",
         what="A text encoder was fitted on texts that hold no token, or keeps none of them.",
         why="Every token would be unknown.",
