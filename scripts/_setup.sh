@@ -17,7 +17,7 @@ esac
 # torch is asked for by its exact version: where a CPU build of it is at hand, pip takes that one.
 requirements=("torch==2.13.0" "$tensorflow" -e "$root[dev,docs]")
 
-say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
+say() { printf '==> %s\n' "$*" >&2; }
 
 fail() {
     printf '%s\n' "$@" >&2
