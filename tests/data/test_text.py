@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from castiron.data.text import PAD, UNKNOWN, TextConfig, TextEncoder
+from castiron.data.text import TextEncoder
+from castiron.data.tokenization import PAD, UNKNOWN, TextConfig
 from castiron.diagnostics import DataError
 
 TEXTS = ["A good film.", "Not a GOOD film,<br />not at all!", "good good"]

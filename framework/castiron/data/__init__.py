@@ -11,7 +11,8 @@ from castiron.data.ragged import Ragged
 from castiron.data.report import BadCell, ColumnReport, DataReport, FileReport
 from castiron.data.schema import Field, Missing, Role, Schema
 from castiron.data.table import Dataset
-from castiron.data.text import Coverage, TextConfig, TextEncoder
+from castiron.data.text import Coverage, TextEncoder
+from castiron.data.tokenization import TextConfig
 from castiron.data.vectors import Vectors, load_vectors
 from castiron.data.verdict import ContractError
 

@@ -8,62 +8,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from pydantic import ValidationError
+from tokenizers import Tokenizer
 
 from castiron.data.files import written_atomically
 from castiron.data.ragged import Int64, Ragged
+from castiron.data.tokenization import PAD, SPECIAL, UNKNOWN, TextConfig, trainer, untrained
 from castiron.diagnostics import DataError, Place, finding
 
-PAD, UNKNOWN = 0, 1
-"""Ids of padding, and of a token that the vocabulary does not have."""
-
-# No text can produce these names: tokens hold no blanks.
-_SPECIAL = ("<pad token>", "<unknown token>")
 _FORMAT, _VERSION = "castiron text encoder", 1
 _CHUNK = 4096
 
 Texts: TypeAlias = "Sequence[str] | pa.ChunkedArray | pa.Array"
-
-
-class TextConfig(BaseModel):
-    """How text becomes tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    kind: Literal["word", "bpe"] = "word"
-    """word: whole words, others unknown; bpe: byte-pair pieces of words, nothing unknown."""
-    lowercase: bool = True
-    """Whether letters are lowered first."""
-    split: Literal["punctuation", "whitespace"] = "punctuation"
-    """punctuation: words ("don't" is one) and single punctuation marks; whitespace: at blanks alone, for
-    text that is tokenised already."""
-    replace: dict[str, str] = {"<br />": " "}
-    """Literal texts to replace before anything else, in this order."""
-    min_frequency: int = Field(default=1, ge=1)
-    """How often a word (a pair, for bpe) must occur in the training texts to enter the vocabulary."""
-    max_vocabulary: int | None = Field(default=30_000, ge=3)
-    """Size of the vocabulary at most, padding and unknown included; the most frequent stay, ties by text.
-    Null: no limit (word only)."""
-    max_length: int | None = Field(default=None, ge=1)
-    """Tokens of a text at most; longer ones are cut. Null: no limit."""
-    truncation: Literal["head", "head+tail"] = "head"
-    """What stays of a text that is cut: its beginning, or its beginning and its end, half each."""
-
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> TextConfig:
-        if self.kind == "bpe" and (self.max_vocabulary is None or self.max_vocabulary < 258):
-            raise ValueError(
-                f"Expected max_vocabulary of at least 258 for kind 'bpe' (256 bytes, padding, unknown). "
-                f"Received {self.max_vocabulary}."
-            )
-        if "" in self.replace:
-            raise ValueError("Expected texts to replace that are not empty. Received ''.")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +71,13 @@ class TextEncoder:
         Raises:
             DataError: D156 where no token is left; D157 where a text is null or no text.
         """
-        tokenizer = _pipeline(self.config)
-        tokenizer.train_from_iterator(_chunks(texts), _trainer(self.config))
+        tokenizer = untrained(self.config)
+        tokenizer.train_from_iterator(_chunks(texts), trainer(self.config))
         # Rebuilt without its added tokens: these would also be found inside texts.
         description = json.loads(tokenizer.to_str())
         description["added_tokens"] = []
         tokenizer = Tokenizer.from_str(json.dumps(description))
-        smallest = len(_SPECIAL) + (256 if self.config.kind == "bpe" else 0)
+        smallest = len(SPECIAL) + (256 if self.config.kind == "bpe" else 0)
         if tokenizer.get_vocab_size() <= smallest and self.config.max_vocabulary != smallest:
             raise DataError(
                 finding(
@@ -221,7 +181,7 @@ class TextEncoder:
             tokenizer = Tokenizer.from_str(json.dumps(record.get("tokenizer")))
         except Exception as error:  # tokenizers raises plain Exception for any malformed file
             raise _unreadable(path, f"a tokenizer that does not load ({error})") from error
-        if tuple(tokenizer.id_to_token(i) for i in (PAD, UNKNOWN)) != _SPECIAL:
+        if tuple(tokenizer.id_to_token(i) for i in (PAD, UNKNOWN)) != SPECIAL:
             raise _unreadable(path, "a tokenizer whose ids 0 and 1 are not padding and unknown")
         encoder._tokenizer = tokenizer
         return encoder
@@ -237,40 +197,6 @@ class TextEncoder:
     def __repr__(self) -> str:
         size = f"{len(self):,} tokens" if self._tokenizer else "not fitted"
         return f"TextEncoder({self.config.kind}, {size})"
-
-
-def _pipeline(config: TextConfig) -> Tokenizer:
-    # One letter, one code: "é" may come as one character or as two.
-    steps: list[Any] = [normalizers.Replace(old, new) for old, new in config.replace.items()]
-    steps.append(normalizers.NFC())
-    if config.lowercase:
-        steps.append(normalizers.Lowercase())
-    split: Any = pre_tokenizers.WhitespaceSplit()
-    if config.split == "punctuation":
-        split = pre_tokenizers.Split(Regex(r"\w+(?:['’]\w+)*|[^\w\s]"), "removed", invert=True)
-    if config.kind == "word":
-        tokenizer = Tokenizer(models.WordLevel({}, unk_token=_SPECIAL[UNKNOWN]))
-    else:
-        tokenizer = Tokenizer(models.BPE())
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
-        split = pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = split
-    return tokenizer
-
-
-def _trainer(config: TextConfig) -> Any:
-    shared: dict[str, Any] = {
-        "special_tokens": list(_SPECIAL),
-        "min_frequency": config.min_frequency,
-        "show_progress": False,
-    }
-    if config.kind == "word":
-        return trainers.WordLevelTrainer(vocab_size=config.max_vocabulary or 2**31, **shared)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    return trainers.BpeTrainer(
-        vocab_size=config.max_vocabulary or 30_000, initial_alphabet=alphabet, **shared
-    )
 
 
 def _chunks(texts: Texts | Iterable[str]) -> Iterator[list[str]]:
