@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from castiron.data.casts import cast, loss_of
-from castiron.formats import FORMATS, NumberFormat, number_format
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from castiron.data.casts import cast, loss_of
+from castiron.formats import FORMATS, NumberFormat, number_format
 
 FLOATS = ["float64", "float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"]
 INTEGERS = ["int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"]
@@ -95,7 +96,7 @@ def near(form: NumberFormat) -> st.SearchStrategy[float]:
 
 
 @pytest.mark.parametrize("to", FLOATS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_float64_to_float_formats(to: str, data: st.DataObject) -> None:
     one = st.one_of(st.floats(allow_nan=False, allow_infinity=False), near(FORMATS[to]))
@@ -109,16 +110,16 @@ def test_every_bit_pattern_of_a_narrow_float(source: str, to: str) -> None:
     if dtype.itemsize == 1:
         values = np.arange(256, dtype=np.uint8).view(dtype)
     elif dtype.itemsize == 2:
-        values = np.arange(0, 2**16, 37, dtype=np.uint16).view(dtype)
+        values = np.arange(0, 2**16, 97, dtype=np.uint16).view(dtype)
     else:
-        values = np.random.default_rng(1).integers(0, 2**32, 2000, dtype=np.uint32).view(dtype)
+        values = np.random.default_rng(1).integers(0, 2**32, 500, dtype=np.uint32).view(dtype)
     with np.errstate(all="ignore"):
         finite = np.isfinite(values.astype(np.float64))
     check(values[finite], to)
 
 
 @pytest.mark.parametrize("to", [*INTEGERS, "bool"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_float64_to_integers(to: str, data: st.DataObject) -> None:
     form = FORMATS[to]
@@ -130,14 +131,14 @@ def test_float64_to_integers(to: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("source", INTEGERS)
 @pytest.mark.parametrize("to", [*FLOATS, *INTEGERS, "bool"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_integers_to_everything(source: str, to: str, data: st.DataObject) -> None:
     info = FORMATS[source]
     low, high = int(info.min), int(info.max)
-    powers = st.builds(lambda p, d: 2**p + d, st.integers(0, 64), st.integers(-2, 2))
-    signed = st.builds(lambda v, s: v * s, powers, st.sampled_from([1, -1]))
-    one = st.one_of(st.integers(low, high), signed.filter(lambda v: low <= v <= high))
+    powers = {s * (2**p + d) for p in range(65) for d in (-2, -1, 0, 1, 2) for s in (1, -1)}
+    edges = sorted(v for v in powers if low <= v <= high)
+    one = st.one_of(st.integers(low, high), st.sampled_from(edges))
     check(np.array(data.draw(st.lists(one, min_size=1, max_size=8)), dtype=source), to)
 
 
@@ -225,7 +226,7 @@ def test_why(value: float, to: Any, why: str) -> None:
     [np.array(["1"]), np.array([1, "N/A"], dtype=object), np.array([1j]), np.array(["2020"], "M8[Y]")],
 )
 def test_no_numbers_are_refused(values: np.ndarray) -> None:
-    with pytest.raises(TypeError, match="Expected an array of numbers. Received dtype"):
+    with pytest.raises(TypeError, match="Expected an array of numbers"):
         cast(values, "float32")
 
 

@@ -119,7 +119,7 @@ def loss_of(value: Any, to: DTypeName, *, integer: bool = False) -> Loss:
             return "fraction" if target.min - 1 < value < target.max + 1 else "range"
         return "range"
     # The midpoint between the largest number and the one that would follow it: from there on it overflows.
-    ulp = target.spacing * 2.0 ** math.floor(math.log2(target.max))
+    ulp = math.ldexp(target.spacing, math.frexp(target.max)[1] - 1)
     if abs(value) >= int(target.max) + int(ulp) // 2 if isinstance(value, int) else abs(value) > target.max:
         return "overflow"
     if value and abs(value) <= (target.smallest_subnormal or 0) / 2:

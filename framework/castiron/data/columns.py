@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from castiron.data.casts import cast
-from castiron.data.cells import Faults, judge
+from castiron.data.cells import Faults, Judged, judge
 from castiron.data.missing import FittedMissing, FittedValue
 from castiron.data.readers.source import Cells, Numbers
 from castiron.data.report import BadCell, ColumnReport
@@ -137,7 +137,7 @@ class ColumnBuilder:
             problems.add(part.name, faults, severity, consequence, self._describe(faults, cell))
         missing = replaced if judged.missing is None else replaced | judged.missing.ravel()
         if judged.missing is not None:
-            self._missing(judged.missing.ravel(), judged.faults, drop, problems, cell)
+            self._missing(judged, problems, cell)
         report.missing += 0 if judged.missing is None else int(np.count_nonzero(judged.missing))
         report.rounded += judged.rounded
         report.subnormal += judged.subnormal
@@ -175,8 +175,9 @@ class ColumnBuilder:
         if faults.kind == "rounded":
             return ("refused", "error") if casts.rounding == "error" else ("ignored", "info")
         if faults.kind == "absent":
-            refused = part.missing.treatment == "error" and not self._may_be_nan()
-            return ("refused", "error") if refused else ("replaced", "warning")
+            if part.missing.treatment == "error" and not self._may_be_nan():
+                return "refused", "error"
+            return ("dropped" if part.missing.treatment == "drop" else "replaced"), "warning"
         if part.bad == "drop":
             return "dropped", "info"
         if part.bad == "missing":
@@ -192,25 +193,24 @@ class ColumnBuilder:
 
     def _missing(
         self,
-        missing: np.ndarray,
-        faults: list[Faults],
-        drop: np.ndarray,
+        judged: Judged,
         problems: Problems,
         cell: Callable[[int, str], tuple[str, int | None, int | None]],
     ) -> None:
         treatment = self.part.missing.treatment
-        at = np.flatnonzero(missing)
-        for absent in (f for f in faults if f.kind == "absent"):
-            if treatment == "error":
-                at = np.setdiff1d(at, np.asarray(absent.at))  # already told as D124
+        at = np.flatnonzero(judged.missing)
+        for absent in (f for f in judged.faults if f.kind == "absent"):
+            at = at[~np.isin(at // self._size, np.asarray(absent.at) // self._size)]  # told as D124
         if not len(at):
             return
+        if self._size > 1:  # one a row
+            at = at[np.unique(at // self._size, return_index=True)[1]]
         if treatment == "error":
             kept = self._may_be_nan()
             consequence, severity = ("kept", "warning") if kept else ("refused", "error")
         else:
             consequence, severity = ("dropped" if treatment == "drop" else "replaced"), "info"
-        empty = Faults("D102", "missing", at, lambda _: "a missing value")
+        empty = Faults("D102", "missing", at, judged.what_is_missing)
         problems.add(self.part.name, empty, severity, consequence, self._describe(empty, cell))
 
     def _describe(

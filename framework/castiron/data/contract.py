@@ -308,6 +308,7 @@ class _Load:
                     place=Place(file=source.file.name),
                     expected="at least one row",
                     received="a header only" if source.has_cells and self._options.header else "no rows",
+                    remedy=None if source.has_cells else "Write the file again, or leave it out.",
                 )
             )
 

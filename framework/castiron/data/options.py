@@ -35,7 +35,8 @@ class ReadOptions(BaseModel):
     @classmethod
     def _known_encoding(cls, name: str) -> str:
         try:
-            return codecs.lookup(name).name
+            codecs.lookup(name)
+            return name
         except LookupError:
             raise ValueError(
                 f"Expected an encoding that Python knows, such as utf-8. Received {name!r}."

@@ -99,7 +99,7 @@ def _summary(tally: Tally, count: int, first: BadCell | None, said: str, units: 
         said,
         place=_place(first, units) if first else None,
         expected=first.expected if first else None,
-        received=f"{first.received} first" if first and count > 1 else first.received if first else None,
+        received=f"{first.received}, first" if first and count > 1 else first.received if first else None,
         remedy=None if refused or tally.severity == "warning" else "",
         severity="error" if refused else tally.severity,  # type: ignore[arg-type]
         count=count,
@@ -110,6 +110,8 @@ def _summary(tally: Tally, count: int, first: BadCell | None, said: str, units: 
 def _consequence(part: Field, tally: Tally, fitted: FittedMissing) -> str:
     """What was done to cells that are odd, but not refused."""
     what = "missing value" if tally.code in ("D102", "D124") else "cell"
+    if tally.consequence == "dropped" and tally.code == "D124":
+        return f"A row without field '{part.name}' is left out, as declared"
     if tally.consequence == "dropped":
         return f"The row of a {what} of field '{part.name}' is left out, as declared"
     if tally.consequence == "kept" and tally.code == "D102":
@@ -161,10 +163,14 @@ def _float64_sources(columns: Sequence[ColumnReport], casts: CastSection) -> Fin
     targets = ", ".join(dict.fromkeys(c.target_dtype for c in columns))
     error = max(c.largest_relative_error for c in columns)
     rounded, values = sum(c.rounded for c in columns), sum(c.values for c in columns)
+    told = (
+        f"{rounded:,} of {values:,} values are rounded, by {error:.2g} at most"
+        if rounded
+        else "no value changes"
+    )
     return finding(
         "D111",
-        f"The files store field{'s' if len(columns) > 1 else ''} {names} as float64; {rounded:,} of "
-        f"{values:,} values are rounded, by {error:.2g} at most",
+        f"The files store field{'s' if len(columns) > 1 else ''} {names} as float64; {told}",
         expected=targets,
         received="float64",
         severity="error" if casts.float64_source == "error" else "info",

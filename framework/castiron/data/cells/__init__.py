@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -37,26 +38,35 @@ def judge(cells: Cells, part: Field, spellings: tuple[str, ...]) -> Judged:
         else:
             judged = judge_number_texts(cells, part, spellings)
     assert judged is not None
+    judged.what_is_missing = partial(_missing_words, cells)
     if cells.bad:
         _add_bad(judged, cells.bad, part)
     return judged
 
 
+def _missing_words(cells: Cells, position: int) -> str:
+    if isinstance(cells, Numbers):
+        if cells.as_text is None:
+            return "NaN" if cells.missing is None or not cells.missing.flat[position] else "null"
+        cells = cells.as_text()
+    text = cells.cells[position].as_py()
+    if text is None:
+        return "null"
+    return f"{shown(text)}, which means missing" if text else "an empty cell"
+
+
 def _add_bad(judged: Judged, bad: Sequence[BadValue], part: Field) -> None:
     """What the reader had already found: such cells are no missing ones, but absent ones are."""
     size = int(np.prod(part.shape))
-    by_code: defaultdict[str, list[BadValue]] = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[BadValue]] = defaultdict(list)
     for one in bad:
-        by_code[one.code].append(one)
-    for code, some in by_code.items():
+        groups[one.code, one.expected].append(one)
+    for (code, expected), some in groups.items():
         rows = np.array([b.row for b in some], dtype=np.int64)
         words = {b.row * size: b.received for b in some}
         if judged.missing is not None:
             judged.missing.reshape(-1, size)[rows] = code == "D124"
-        expected = next((b.expected for b in some if b.expected), "")
         if expected and not expected.endswith(f"'{part.name}'"):
             expected = f"{expected} for field '{part.name}'"
         kind: Kind = "absent" if code == "D124" else "bad"
-        judged.faults.append(
-            Faults(code, kind, rows * size, lambda i, words=words: words[i], expected=expected)  # type: ignore[misc]
-        )
+        judged.faults.append(Faults(code, kind, rows * size, words.__getitem__, expected=expected))

@@ -52,6 +52,8 @@ class Judged:
     missing: np.ndarray | None = None
     """Mask of the shape of values, or None."""
     faults: list[Faults] = field(default_factory=list)
+    what_is_missing: Callable[[int], str] = lambda _: "a missing value"
+    """What stands where a value is missing, by flat position, in words."""
     rounded: int = 0
     subnormal: int = 0
     largest_relative_error: float = 0.0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from castiron.data.casts import CastResult, Loss, cast, loss_of
-from castiron.data.cells.judged import CODE_OF_LOSS, Faults, Judged, bounds
+from castiron.data.cells.judged import CODE_OF_LOSS, Faults, Judged, bounds, shown
 from castiron.data.readers.source import Numbers
 from castiron.data.schema import Field
 from castiron.formats import number_format
@@ -45,9 +46,13 @@ def judge_numbers(cells: Numbers, part: Field) -> Judged | None:
     result = cast(values, part.dtype, tolerance=part.tolerance)
     if cells.as_text is not None and is_float and _maybe_integers(values, result, part):
         return None
-    return judge_cast(
-        values, missing, result, part, words=lambda i: f"{values.flat[i].item()!r} ({cells.source})"
-    )
+    return judge_cast(values, missing, result, part, words=partial(_words, cells))
+
+
+def _words(cells: Numbers, position: int) -> str:
+    if cells.as_text is not None:
+        return f"{shown(cells.as_text().cells[position].as_py())} (text)"
+    return f"{cells.values.flat[position].item()!r} ({cells.source})"
 
 
 def _stored(values: np.ndarray, missing: np.ndarray | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
 from castiron.data.options import ReadOptions
@@ -80,7 +82,11 @@ class JsonLinesSource:
 
     def _begin(self, lines: _Lines) -> None:
         """Find the keys of the fields: in the first row, else anywhere in the first block."""
-        present = list(lines.objects_head[0])
+        if not lines.objects_head and not lines.objects:
+            self._refuse_rows(lines)
+            found, self.findings = self.findings, []
+            raise DataError(dataclasses.replace(f, severity="error") for f in found)
+        present = list((lines.objects_head or lines.objects)[0])
         wanted = [self._mapping.get(f.name, f.columns) for f in self._schema.fields]
         if any(not set(alternatives) & set(present) for alternatives in wanted):
             for row in lines.objects:
@@ -143,8 +149,10 @@ class JsonLinesSource:
         if pa.types.is_string(kind):
             values.validate(full=True)
             return Texts(values, "text")
-        if part.is_text:
+        if part.is_text or (part.categories is not None and pa.types.is_floating(kind)):
             return None
+        if part.categories is not None:
+            return Texts(pc.cast(values, pa.string()), "bool" if kind == pa.bool_() else "number")
         if part.shape:
             flat, _, bad = flatten(values, part.shape)
             if bad or flat.null_count:
@@ -210,8 +218,7 @@ class _Lines:
     def objects_head(self) -> list[dict[str, Any]]:
         """The first rows, to learn keys and kinds from."""
         found = (self._object(row, record=False) for row in range(min(100, len(self.numbers))))
-        rows = [o for o in found if o is not None]
-        return rows or [{}]
+        return [o for o in found if o is not None]
 
     @cached_property
     def _parsed(self) -> list[dict[str, Any] | None]:

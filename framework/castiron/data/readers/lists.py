@@ -23,7 +23,7 @@ def flatten(values: pa.Array, shape: Sequence[int]) -> tuple[pa.Array, np.ndarra
         the mask of rows that are null [rows];
         the rows of another shape.
     """
-    rows = len(values)
+    rows, whole = len(values), values
     missing = values.is_null().to_numpy(zero_copy_only=False)
     bad = np.zeros(rows, dtype=bool)
     per_row = 1
@@ -34,7 +34,10 @@ def flatten(values: pa.Array, shape: Sequence[int]) -> tuple[pa.Array, np.ndarra
         values = _regular(values, lengths, size)
         per_row *= size
     bad &= ~missing
-    described = [BadValue(int(row), "D116", "", f"shape {list(shape)}") for row in np.flatnonzero(bad)]
+    expected = f"shape {list(shape)}"
+    described = [
+        BadValue(int(row), "D116", shape_of(whole[int(row)].as_py()), expected) for row in np.flatnonzero(bad)
+    ]
     return values, missing, described
 
 

@@ -99,6 +99,7 @@ class RowScan:
         delimiter = re.escape(bytes([self._delimiter]))
         cell = re.compile(rb'("(?:[^"]|"")*("|\Z))?[^%s\r\n]*(\r\n|\n|\r|%s|\Z)' % (delimiter, delimiter))
         ends, widths, width, position, size = [], [], 0, 0, len(self._data)
+        stop = b""
         while position < size:
             match = cell.match(self._data, position)
             assert match is not None, "every alternative may be empty"
@@ -115,7 +116,8 @@ class RowScan:
                 widths.append(width)
                 width = 0
         if self._last and width:
-            widths.append(width)
+            # A delimiter at the very end is followed by an empty cell.
+            widths.append(width + (self._bytes[-1] == self._delimiter and stop not in (b"", b"\r")))
         return np.array(ends, dtype=np.int64), np.array(widths, dtype=np.int64)
 
     @cached_property
@@ -125,14 +127,14 @@ class RowScan:
         ends = ends[ends <= self.end]
         if self.end > (ends[-1] if len(ends) else 0):
             ends = np.append(ends, self.end)
-        return np.concatenate([[0], ends[:-1]]).astype(np.int64), ends
+        return np.concatenate([[0], ends]).astype(np.int64)[:-1], ends
 
     @cached_property
     def _filled(self) -> np.ndarray:
         """Which of `_rows` are no blank lines."""
         starts, ends = self._rows
-        first = self._bytes[starts] if len(starts) else self._bytes[:0]
-        return ~((first == _NEWLINE) | (first == _RETURN)) if len(ends) else np.zeros(0, dtype=bool)
+        first = self._bytes[starts]
+        return ~((first == _NEWLINE) | (first == _RETURN))
 
     @cached_property
     def n_lines(self) -> int:

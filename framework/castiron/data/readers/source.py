@@ -185,7 +185,8 @@ def _missing_column(
     names = " or ".join(repr(c) if isinstance(c, str) else f"number {c}" for c in wanted)
     remedy = None
     if named:
-        near = [n for c in wanted for n in difflib.get_close_matches(str(c), present, n=1)]
+        lower = {name.strip().lower(): name for name in present}
+        near = [lower[n] for c in wanted for n in difflib.get_close_matches(str(c).lower(), lower, n=1)]
         hint = f"Did you mean {near[0]!r}? " if near else ""
         remedy = f"{hint}Name it with `data.columns: {{{part.name}: COLUMN}}`."
         received = f"columns {_some(present)}" if present else "no columns"

@@ -133,7 +133,7 @@ class _Transcoder:
     def __init__(self, file: DataFile, encoding: str) -> None:
         self._file = file
         self._encoding = encoding
-        self._plain = encoding in ("utf-8", "utf_8", "ascii", "utf-8-sig")
+        self._plain = codecs.lookup(encoding).name in ("utf-8", "ascii", "utf-8-sig")
         self._decoder = None if self._plain else codecs.getincrementaldecoder(encoding)()
         self._start = True
         self._line = 1
