@@ -7,10 +7,10 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import torch
 from castiron.formats import FORMATS, is_wider, number_format, widest
 
 STORED = [f for f in FORMATS.values() if f.kind == "float"]
