@@ -205,26 +205,24 @@ def test_the_label_is_the_meaning_but_for_the_noise(tmp_path: Path) -> None:
 
 
 def bag_of_words(files: ReviewFiles) -> float:
-    """Test accuracy of logistic regression on the counts of words."""
+    """Test accuracy of the best linear classifier (least squares, closed form) on the counts of words."""
     (train, labels), (test, answers) = usable(files.train), usable(files.test)
     encoder = TextEncoder().fit(train)
-    size = len(encoder)
 
     def counts(texts: list[str]) -> np.ndarray:
         encoded = encoder.encode_all(texts)
         rows = np.repeat(np.arange(len(encoded)), encoded.lengths)
-        bag = np.zeros((len(encoded), size), np.float32)
+        bag = np.zeros((len(encoded), len(encoder)), np.float32)
         np.add.at(bag, (rows, encoded.values), 1)
+        bag[:, 0] = 1  # the constant, in the place of padding
         return bag
 
-    bag, target = counts(train), labels.astype(np.float32)
-    weights, bias = np.zeros(size, np.float32), np.float32(0)
-    for _ in range(100):
-        error = 1 / (1 + np.exp(-(bag @ weights + bias))) - target
-        weights -= bag.T @ error / len(bag)
-        bias -= error.mean()
-    return float(((counts(test) @ weights + bias > 0) == answers).mean())
+    bag = counts(train)
+    normal = bag.T @ bag + np.eye(len(encoder), dtype=np.float32)
+    weights = np.linalg.solve(normal, bag.T @ np.where(labels, 1, -1).astype(np.float32))
+    return float(((counts(test) @ weights > 0) == answers).mean())
 
 
 def test_a_bag_of_words_cannot_tell(files: ReviewFiles) -> None:
-    assert 0.5 < bag_of_words(files) < files.bayes_accuracy - 0.25
+    """It sees which words are good, so it beats a coin; a reader who minds their order scores 0.95."""
+    assert 0.55 < bag_of_words(files) < files.bayes_accuracy - 0.25
