@@ -169,12 +169,16 @@ def test_layout_comes_back(tmp_path: Path, read: Read) -> None:
     assert layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]) == made
 
 
-def test_the_description_is_written_with_a_tags_first_record(tmp_path: Path, read: Read) -> None:
+def test_titles_and_descriptions_are_written_with_a_tags_first_record(tmp_path: Path, read: Read) -> None:
     with EventWriter(tmp_path) as events:
         for step in range(3):
             events.scalar(tags.loss("train"), 1, step)
             events.scalar("Health/x", 1, step)
+            events.text(tags.plan(), f"plan {step}", step)
     found = read(tmp_path)
+    assert [e.tensor_proto.string_val[0] for e in found.Tensors("Precision/plan")] == [
+        b"plan 0", b"plan 1", b"plan 2"
+    ]  # fmt: skip
     loss = found.SummaryMetadata("Training/loss/train")
     assert (loss.display_name, loss.summary_description) == ("loss/train", "loss, mean since the last log.")
     assert found.SummaryMetadata("Health/x").summary_description == ""
@@ -271,9 +275,12 @@ def test_a_full_disk_is_said_once_and_leaves_a_readable_file(tmp_path: Path, rea
         "Make room or grant access; training goes on, events are dropped until then."
     )
     assert problems[0].severity == "warning"
+    events.text("Training/t", "lost", 5)
     disk.room = 10_000
     events.scalar("Training/x", 1, 6)
+    events.text("Training/t", "kept", 6)
     events.close()
+    assert read(tmp_path).PluginTagToContent("text").keys() == {"Training/t"}
     assert [e.step for e in read(tmp_path).Scalars("Training/x")] == [1, 6]
     assert len(problems) == 1
 

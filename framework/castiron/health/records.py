@@ -28,6 +28,9 @@ class Head:
 
     tag: str
     description: str = ""
+    first: bool = True
+    """Whether it is the tag's first record in the file: only that one carries metadata, as TensorBoard's
+    format asks."""
 
     @property
     def title(self) -> str:
@@ -35,8 +38,8 @@ class Head:
         return self.tag.partition("/")[2] or self.tag
 
     def metadata(self, plugin: Any) -> Any:
-        """The metadata that a plugin of TensorBoard makes for its summaries."""
-        return plugin.create_summary_metadata(self.title, self.description)
+        """The metadata that a plugin of TensorBoard makes for its summaries, or None."""
+        return plugin.create_summary_metadata(self.title, self.description) if self.first else None
 
 
 def file_header(wall_time: float) -> bytes:

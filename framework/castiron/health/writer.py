@@ -58,7 +58,7 @@ class EventWriter:
         self._clock = clock
         self._on_problem = on_problem or _warn
         self._lock = threading.Lock()
-        self._described: set[str] = set()
+        self._known: set[str] = set()
         self._end = 0
         self._failed = False
         self.dropped = 0
@@ -162,11 +162,10 @@ class EventWriter:
         self.close()
 
     def _head(self, tag: Tag | str) -> records.Head:
-        """Tag and description; TensorBoard takes the description from a tag's first record."""
         name = str(tag)
-        description = "" if isinstance(tag, str) or name in self._described else tag.description
-        self._described.add(name)
-        return records.Head(name, description)
+        head = records.Head(name, "" if isinstance(tag, str) else tag.description, name not in self._known)
+        self._known.add(name)
+        return head
 
     def _add(self, step: int, values: Sequence[Any]) -> None:
         record = records.event(self._clock(), int(step), values)
@@ -177,6 +176,7 @@ class EventWriter:
                 self._append(record)
             except OSError as e:
                 self.dropped += 1
+                self._known.clear()  # a tag's first record may be among those that are lost
                 self._cut()
                 self._report(e)
 
