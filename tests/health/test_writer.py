@@ -200,6 +200,18 @@ def test_two_writers_of_one_folder_do_not_meet(tmp_path: Path, read: Read) -> No
     assert len(read(tmp_path).Scalars("Training/x")) == 2
 
 
+def test_a_resumed_run_takes_back_what_was_logged_after_its_checkpoint(
+    tmp_path: Path, read: Read, clock: Callable[[], float]
+) -> None:
+    with EventWriter(tmp_path, clock=clock) as events:
+        for step in range(10):
+            events.scalar("Training/x", step, step)
+    with EventWriter(tmp_path, clock=clock, resumed_at=6) as events:
+        events.scalar("Training/x", 70, 7)
+    found = [(e.step, e.value) for e in read(tmp_path).Scalars("Training/x")]
+    assert found == [*((s, s) for s in range(7)), (7, 70)]
+
+
 def test_closing_twice_and_writing_afterwards(tmp_path: Path) -> None:
     events = EventWriter(tmp_path)
     events.close()

@@ -49,6 +49,12 @@ def file_header(wall_time: float) -> bytes:
     return bytes(event.SerializeToString())
 
 
+def session_start_at(wall_time: float, step: int) -> bytes:
+    """A record that makes readers drop what earlier files of the folder hold from this step on."""
+    log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    return bytes(event_pb2.Event(wall_time=wall_time, step=step, session_log=log).SerializeToString())
+
+
 def event(wall_time: float, step: int, values: Sequence[Value]) -> bytes:
     """One record: summaries of a step."""
     summary = summary_pb2.Summary(value=values)

@@ -44,6 +44,7 @@ class EventWriter:
         *,
         clock: Callable[[], float] = time.time,
         on_problem: Callable[[Finding], None] | None = None,
+        resumed_at: int | None = None,
     ) -> None:
         """Make the folder and a new event file in it.
 
@@ -51,6 +52,8 @@ class EventWriter:
             folder: the run directory; each becomes one run in TensorBoard.
             clock: gives the wall time of events, in seconds since 1970.
             on_problem: told when a write fails, once; by default a `RuntimeWarning`.
+            resumed_at: last step that the training goes on from; what earlier files of the folder say of
+                later steps happened to nobody, and TensorBoard drops it.
 
         Raises:
             RunError: X819, the file cannot be made.
@@ -70,6 +73,8 @@ class EventWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("xb", buffering=0)
             self._append(records.file_header(start))
+            if resumed_at is not None:
+                self._append(records.session_start_at(start, resumed_at + 1))
         except OSError as e:
             raise RunError(self._cannot_write(e)) from e
 
