@@ -1,4 +1,4 @@
-"""Benchmarks, each against what a user would otherwise run: `python scripts/bench.py {loop,data} [options]`."""
+"""Benchmarks against what a user would otherwise run: `python scripts/bench.py {loop,data} [options]`."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python scripts/bench.py loop [--rounds 7] [--json FILE]
 
-Everything runs in one process, in turns (A B A B …), and what counts is the ratio of medians: a shared machine
-slows all of it alike. `A/A` is the same loop against itself: differences of that size mean nothing.
+Everything runs in one process, in turns (A B A B …), and what counts is the ratio of medians: a shared
+machine slows all of it alike. `A/A` is the same loop against itself: differences of that size mean nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from castiron_recipes.lstm_sentiment.model import SentimentLSTM
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -36,6 +35,7 @@ from castiron.torch.optimizers import build_optimizer
 from castiron.training import RunDirectory, load_config
 from castiron.training.backend import Job, Silent
 from castiron.training.preparation import make_batches, prepare
+from castiron_recipes.lstm_sentiment.model import SentimentLSTM
 
 Run = Callable[[], float]
 """Trains some steps and says how many seconds they took, set-up left out."""
@@ -143,7 +143,7 @@ class Clock(pl.Callback):
 
 
 def in_turns(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round, in an order that turns round by round; a first round is not counted."""
+    """Seconds of each run in each round, in an order that turns; a first round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for round_number in range(rounds + 1):

@@ -1,1 +1,5 @@
 """Recipes that ship with castiron: one folder each, to run, read and subclass."""
+
+from castiron_recipes.lstm_sentiment import LSTMSentiment
+
+__all__ = ["LSTMSentiment"]

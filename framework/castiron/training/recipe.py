@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from castiron.data import Dataset, Schema
 from castiron.diagnostics import ConfigError, Place, finding
+from castiron.training.questions import dataset_of
 
 if TYPE_CHECKING:
     from castiron.data import Ragged
@@ -59,6 +60,8 @@ class Recipe:
             )
         self.run = run
         self.config: Any = run.model
+        self.notes: list[str] = []
+        """Lines for the user, printed before training starts."""
 
     # --- data --------------------------------------------------------------------------------------
 
@@ -76,7 +79,7 @@ class Recipe:
         """
         raise ConfigError(
             finding(
-                "X815",
+                "X804",
                 f"The recipe '{self.name}' has no embedded data.",
                 place=Place(key="data.train"),
                 expected="a path",
@@ -86,10 +89,10 @@ class Recipe:
         )
 
     def learn(self, train: Dataset) -> None:
-        """Learn what encoding needs from the training rows (and from no others): a vocabulary, a scale."""
+        """Learn what encoding needs, from the training rows and no others: a vocabulary, a scale."""
 
     def encode(self, data: Dataset) -> Mapping[str, np.ndarray | Ragged]:
-        """Rows as arrays [rows, …] or ragged sequences, by field. By default: every field with a format."""
+        """Rows as arrays [rows, …] or ragged sequences, by field; by default every field with a format."""
         return {n: values for n, values in data.columns.items() if isinstance(values, np.ndarray)}
 
     def save(self, folder: Path) -> None:
@@ -97,6 +100,10 @@ class Recipe:
 
     def load(self, folder: Path) -> None:
         """Load what `save` saved; called in place of `learn` when a run is resumed or used."""
+
+    def questions(self, inputs: Sequence[str | Mapping[str, Any]]) -> Dataset:
+        """What `predict` was given, as rows: a text is the schema's one text field, a mapping names fields."""
+        return dataset_of(self.schema(), inputs)
 
     # --- model -------------------------------------------------------------------------------------
 

@@ -1,0 +1,173 @@
+"""Checkpoints of a run: `last.ckpt` to resume from, `best.ckpt` to use; each appears whole or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from castiron.diagnostics import Place, RunError, finding
+from castiron.lightning.averaging import averaged_weights
+from castiron.lightning.module import RecipeModule
+
+
+def random_state() -> dict[str, Any]:
+    """The state of Python's, NumPy's and torch's generators, in types that load without running code."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put the generators back to what `random_state` returned."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def load_weights(module: RecipeModule, path: Path) -> None:
+    """Load a checkpoint's weights, averaged where the run kept an average. Runs no code from the file.
+
+    Raises:
+        RunError: the file is damaged, or is of another model.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state = dict(checkpoint["state_dict"])
+        state |= {f"model.{name}": value for name, value in averaged_weights(checkpoint).items()}
+        module.load_state_dict(state)
+    except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as e:
+        raise RunError(
+            finding(
+                "X822",
+                f"The checkpoint cannot be loaded: {str(e).splitlines()[0] if str(e) else type(e).__name__}",
+                place=Place(file=str(path)),
+            )
+        ) from e
+
+
+class RunCheckpoints(Checkpoint):
+    """Keeps the last and the best state of a run.
+
+    Args:
+        folder: where `last.ckpt` and `best.ckpt` go.
+        monitor: validation metric; `mode` says whether less or more of it is better.
+        every: optimizer steps between writes of `last.ckpt`; None: after each validation.
+    """
+
+    def __init__(
+        self, folder: Path, *, monitor: str, mode: Literal["min", "max"], every: int | None = None
+    ) -> None:
+        self.folder = folder
+        self.monitor, self.mode, self.every = monitor, mode, every
+        self.best_score: float | None = None
+        self.best_step: int | None = None
+        self.best_metrics: dict[str, float] = {}
+        self._last_written = -1
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.ckpt"
+
+    def write(self, trainer: pl.Trainer, path: Path) -> None:
+        """Write the state of a training under a temporary name, sync it, and give it its name.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def write_last(self, trainer: pl.Trainer) -> None:
+        """Write `last.ckpt`, unless this very step is in it already."""
+        if trainer.global_step != self._last_written:
+            self.write(trainer, self.last)
+            self._last_written = trainer.global_step
+
+    # --- hooks -------------------------------------------------------------------------------------
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        if self.every and trainer.global_step and trainer.global_step % self.every == 0:
+            self.write_last(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit"):
+            return
+        assert isinstance(module, RecipeModule)
+        score = module.results.get(self.monitor)
+        if score is not None and self._is_better(score):
+            self.best_score, self.best_step = score, trainer.global_step
+            self.best_metrics = dict(module.results)
+            self.write(trainer, self.best)
+        if self.every is None:
+            self.write_last(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.write_last(trainer)
+
+    def _is_better(self, score: float) -> bool:
+        if math.isnan(score):
+            return False
+        if self.best_score is None:
+            return True
+        return score < self.best_score if self.mode == "min" else score > self.best_score
+
+    # --- state -------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["castiron"] = {
+            "random": random_state(),
+            "best": [self.best_score, self.best_step, self.best_metrics],
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._loaded = checkpoint.get("castiron")
+        if self._loaded:
+            self.best_score, self.best_step, self.best_metrics = self._loaded["best"]
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # The last moment before the first batch: set-up draws random numbers too.
+        if loaded := getattr(self, "_loaded", None):
+            restore_random_state(loaded["random"])
+            self._loaded = None

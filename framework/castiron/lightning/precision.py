@@ -1,0 +1,187 @@
+"""The precision policy as a Lightning plugin: for castiron's Trainer, and for a plain `lightning.Trainer`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Mapping
+from functools import partial
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from castiron.data import Schema
+from castiron.diagnostics import Finding, Place, PlanError, finding
+from castiron.policy import Plan, PrecisionPolicy, resolve
+from castiron.torch.capability import device_capability
+from castiron.torch.clipping import clip_by_norm
+from castiron.torch.dtypes import dtype_name, torch_dtype
+from castiron.torch.inputs import cast_inputs
+from castiron.torch.modules import describe
+from castiron.torch.precision import Precision as AppliedPlan
+from castiron.torch.precision import apply
+from castiron.torch.scaling import make_scaler
+from castiron.torch.switches import matmul_switches
+from castiron.torch.updates import guard_updates
+
+
+class PrecisionPlugin(Precision):
+    """Makes a policy true for any LightningModule.
+
+    `lightning.Trainer(plugins=[PrecisionPlugin("bf16-mixed")])`: when training starts the policy is resolved
+    against the module and the device, parameters and buffers are cast, the matrix-product switches are set
+    (and put back at the end); each step's inputs are cast by role, its forward pass runs in the declared
+    formats, the loss is scaled and its gradients unscaled before they are clipped.
+
+    Args:
+        policy: a policy, a preset's name, a short string, or a mapping.
+
+    Raises:
+        PlanError, HardwareError: when training starts; the policy does not fit the module, or the device.
+    """
+
+    precision: Literal["32-true"] = "32-true"  # what Lightning itself is to assume: nothing
+
+    def __init__(self, policy: PrecisionPolicy | str | Mapping[str, Any]) -> None:
+        super().__init__()
+        self.policy = PrecisionPolicy.model_validate(policy)
+        self.plan: Plan | None = None
+        """The plan, once training has started."""
+        self.findings: list[Finding] = []
+        """What resolving and applying the plan had to say that did not stop it."""
+        self._applied: AppliedPlan | None = None
+        self._schema: Schema | None = None
+        self._scaler = make_scaler(self.policy.scaling)
+        self._stepped: set[Optimizer] = set()
+        self._checked_loss = False
+        self._closing = contextlib.ExitStack()
+
+    # --- set-up ------------------------------------------------------------------------------------
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        root = getattr(module, "precision_root", module)
+        self._schema = getattr(module, "schema", None)
+        device = _device_of(module)
+        self.teardown()
+        self.plan, notes = resolve(self.policy, describe(root), device_capability(str(device)))
+        self._applied = apply(root, self.plan)
+        self.findings = [*notes, *self._applied.findings]
+        self._closing.enter_context(matmul_switches(self.policy.matmul))
+        return module
+
+    def connect(
+        self, model: nn.Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
+    ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
+        for optimizer in optimizers:
+            guard_updates(optimizer, self.policy)
+        return model, optimizers, lr_schedulers
+
+    def teardown(self) -> None:
+        """Put the process-wide switches back. The module keeps its formats."""
+        self._closing.close()
+        self._checked_loss = False
+
+    # --- a step ------------------------------------------------------------------------------------
+
+    def convert_input(self, data: Any) -> Any:
+        return cast_inputs(data, self.policy, self._schema)
+
+    @contextlib.contextmanager
+    def forward_context(self) -> Generator[None, None, None]:
+        if self._applied is None:
+            yield
+        else:
+            with self._applied.forward_context():
+                yield
+
+    @contextlib.contextmanager
+    def train_step_context(self) -> Generator[None, None, None]:
+        self._update_scale()  # of the step before: one update, however many optimizers it had
+        with self.forward_context():
+            yield
+
+    def pre_backward(self, tensor: Tensor, module: pl.LightningModule) -> Tensor:  # type: ignore[override]
+        if not self._checked_loss:
+            self._check_loss(tensor)
+        return super().pre_backward(self._scaler.scale(tensor), module)
+
+    def backward(  # type: ignore[override]
+        self, tensor: Tensor, model: pl.LightningModule, optimizer: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        context = self._applied.backward_context() if self._applied else contextlib.nullcontext()
+        with context:
+            super().backward(tensor, model, optimizer, *args, **kwargs)
+
+    def optimizer_step(  # type: ignore[override]
+        self, optimizer: Any, model: pl.LightningModule, closure: Callable[[], Any], **kwargs: Any
+    ) -> Any:
+        if not self._scaler.active:
+            return optimizer.step(closure=partial(self._wrap_closure, model, optimizer, closure), **kwargs)
+        result = closure()
+        if result is None and model.automatic_optimization:
+            return result  # the user's training_step returned None: there are no gradients
+        if optimizer in self._stepped:
+            self._update_scale()  # manual optimization that steps the same optimizer again
+        self._scaler.unscale_(optimizer)
+        self._after_closure(model, optimizer)
+        self._stepped.add(optimizer)
+        return self._scaler.step(optimizer, **kwargs)
+
+    def clip_grad_by_norm(self, optimizer: Optimizer, clip_val: int | float) -> None:
+        clip_by_norm(self.main_params(optimizer), float(clip_val), torch_dtype(self.policy.accumulate))
+
+    def clip_gradients(
+        self,
+        optimizer: Optimizer,
+        clip_val: int | float = 0.0,
+        gradient_clip_algorithm: GradClipAlgorithmType = GradClipAlgorithmType.NORM,
+    ) -> None:
+        super().clip_gradients(optimizer, clip_val, gradient_clip_algorithm)
+
+    def loss_scale(self) -> float | None:
+        """The scale of the loss; None where it is not scaled. Waits for the device."""
+        return self._scaler.get_scale() if self._scaler.active else None
+
+    def _update_scale(self) -> None:
+        if self._stepped:
+            self._scaler.update()
+            self._stepped.clear()
+
+    def _check_loss(self, loss: Tensor) -> None:
+        """Once: the loss has the declared format. What the model does before it is for the audit."""
+        self._checked_loss = True
+        expected = self.policy.loss
+        if self.policy.enforce.level == "off" or loss.dtype is torch_dtype(expected):
+            return
+        found = finding(
+            "F310",
+            "the loss is not in the declared format",
+            place=Place(op="loss", phase="forward"),
+            expected=expected,
+            received=dtype_name(loss.dtype),
+            severity="error" if self.policy.enforce.level == "strict" else "warning",
+        )
+        if found.severity == "error":
+            raise PlanError(found)
+        self.findings.append(found)
+
+    # --- state -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        self._update_scale()
+        return {"policy": str(self.policy), "scaler": self._scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._scaler.load_state_dict(state_dict["scaler"])
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    """Where the module is going to be, which is not where it is when Lightning converts it."""
+    if isinstance(module, pl.LightningModule) and module._trainer is not None:
+        return module.trainer.strategy.root_device
+    parameter = next(module.parameters(), None)
+    return parameter.device if parameter is not None else torch.device("cpu")

@@ -1,0 +1,146 @@
+"""One training of a recipe, from the prepared data to the outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+
+from castiron.health.writer import EventWriter
+from castiron.lightning.averaging import AverageWeights
+from castiron.lightning.checkpoints import RunCheckpoints, load_weights
+from castiron.lightning.compiling import CompileModel
+from castiron.lightning.early_stopping import StopEarly
+from castiron.lightning.loaders import TorchLoader
+from castiron.lightning.module import RecipeModule
+from castiron.lightning.opening import Opening
+from castiron.lightning.recorder import Recorder
+from castiron.lightning.stopping import GracefulStop, TrainingStopped
+from castiron.lightning.trainer import Trainer
+from castiron.training.backend import Job, Outcome, Status
+from castiron.training.config import TrainerConfig
+from castiron.training.preparation import Prepared
+
+
+class TrainingRun:
+    """Trains, keeps the best weights, and measures them on the test split, once."""
+
+    def __init__(self, job: Job, prepared: Prepared) -> None:
+        self._job, self._prepared = job, prepared
+        self._train = TorchLoader(prepared.batches["train"], job.config.trainer.limit_train)
+        steps = total_steps(job.config.trainer, len(self._train))
+        self._module = RecipeModule(prepared.recipe, job.config.precision, steps)
+
+    def run(self) -> Outcome:
+        job = self._job
+        for note in self._prepared.recipe.notes:
+            job.reporter.say(note)
+        with EventWriter(job.run.path, on_problem=lambda f: job.reporter.findings([f])) as writer:
+            try:
+                outcome = self._fit(writer)
+            except BaseException:
+                writer.hparams_end(success=False)
+                raise
+            writer.hparams_end(success=outcome.status == "completed")
+        return outcome
+
+    def _fit(self, writer: EventWriter) -> Outcome:
+        job, config, module = self._job, self._job.config.trainer, self._module
+        batches = self._prepared.batches
+        checkpoints = RunCheckpoints(
+            job.run.checkpoints, monitor=config.monitor, mode=config.mode, every=config.checkpoint_every
+        )
+        recorder = Recorder(job.run, writer, job.reporter, every=config.log_every)
+        stop = GracefulStop(checkpoints)
+        reports = {split: data.report for split, data in self._prepared.datasets.items()}
+        callbacks: list[pl.Callback] = [Opening(job, reports, writer), recorder]
+        if config.ema is not None:
+            callbacks.append(AverageWeights(config.ema))
+        if config.compile:
+            callbacks.append(CompileModel())
+        early = None
+        if config.early_stopping is not None:
+            rule = config.early_stopping
+            early = StopEarly(
+                rule.monitor or config.monitor,
+                rule.mode or config.mode,
+                patience=rule.patience,
+                min_delta=rule.min_delta,
+            )
+            callbacks.append(early)
+        trainer = make_trainer(job, [*callbacks, checkpoints, stop])
+        validation = None
+        if "validation" in batches:
+            validation = TorchLoader(batches["validation"], config.limit_validation)
+        status: Status = "completed"
+        started = time.perf_counter()
+        try:
+            with stop:
+                trainer.fit(
+                    module,
+                    self._train,
+                    validation,
+                    ckpt_path=str(job.checkpoint) if job.checkpoint else None,
+                    weights_only=True,
+                )
+        except TrainingStopped as stopped:
+            status = stopped.reason
+        duration, steps, items = time.perf_counter() - started, trainer.global_step, module.items
+        metrics = {}
+        if recorder.train_loss is not None:
+            metrics["train"] = {"loss": recorder.train_loss}
+        if checkpoints.best_metrics:
+            metrics["validation"] = checkpoints.best_metrics
+        if status == "completed" and "test" in batches:
+            best = checkpoints.best
+            load_weights(module, best if best.exists() else checkpoints.last)
+            trainer.test(module, TorchLoader(batches["test"], config.limit_test), verbose=False)
+            metrics["test"] = dict(module.results)
+        found = [path for path in (checkpoints.best, checkpoints.last) if path.exists()]
+        return Outcome(
+            status=status,
+            steps=steps,
+            metrics=metrics,
+            duration_s=duration,
+            items_per_s=items / duration,
+            message=early.message if early else "",
+            checkpoint=found[0] if found else None,
+        )
+
+
+def total_steps(config: TrainerConfig, batches: int) -> int:
+    """Optimizer steps of a training with so many batches an epoch. The last step of an epoch may have fewer
+    batches to accumulate."""
+    ends = []
+    if config.max_epochs is not None:
+        ends.append(config.max_epochs * -(-batches // config.accumulate))
+    if config.max_steps is not None:
+        ends.append(config.max_steps)
+    return min(ends)
+
+
+def make_trainer(job: Job, callbacks: Sequence[pl.Callback]) -> Trainer:
+    """Lightning's Trainer as a config says. What Lightning would print, log and save itself is off: a run
+    directory has one writer."""
+    config = job.config.trainer
+    return Trainer(
+        job.config.precision,
+        accelerator={"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[config.device],
+        devices=config.devices,
+        strategy=config.strategy,
+        max_epochs=config.max_epochs if config.max_epochs is not None else -1,
+        max_steps=config.max_steps if config.max_steps is not None else -1,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip_norm,
+        val_check_interval=config.validate_every,
+        check_val_every_n_epoch=None if isinstance(config.validate_every, int) else 1,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=bool(callbacks),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=str(job.run.path),
+    )

@@ -1,0 +1,68 @@
+"""Lightning's Trainer under a precision policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.plugins.precision import Precision
+
+from castiron.diagnostics import ConfigError, Place, finding
+from castiron.lightning.precision import PrecisionPlugin
+from castiron.policy import PrecisionPolicy
+
+
+class Trainer(pl.Trainer):
+    """`lightning.Trainer` with a policy in the place of `precision`; takes any LightningModule unchanged.
+
+    Example:
+        >>> Trainer(policy="bf16-mixed", max_epochs=3).fit(module, loader)
+
+    Args:
+        policy: a policy, a preset's name, a short string, or a mapping.
+        guard: the policy's `guard` section, said otherwise.
+        health: the policy's `health` section, said otherwise.
+        **arguments: everything else that `lightning.Trainer` takes.
+
+    Raises:
+        ConfigError: `precision=` is given, or a second precision plugin: the policy says it.
+        pydantic.ValidationError: the policy is not valid.
+    """
+
+    def __init__(
+        self,
+        policy: PrecisionPolicy | str | Mapping[str, Any] = "float32",
+        *,
+        guard: Mapping[str, Any] | None = None,
+        health: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
+        declared = PrecisionPolicy.model_validate(policy)
+        changes = {name: dict(section) for name, section in (("guard", guard), ("health", health)) if section}
+        self.policy = declared.replace(**changes) if changes else declared
+        if arguments.get("precision") is not None:
+            raise ConfigError(
+                finding(
+                    "X815",
+                    "The number formats of this Trainer are its policy's.",
+                    place=Place(key="precision"),
+                    expected="policy=… alone",
+                    received=f"precision={arguments['precision']!r}",
+                    remedy=f"Write Trainer(policy={str(arguments.pop('precision'))!r}, …).",
+                )
+            )
+        given = arguments.pop("plugins", None)
+        plugins = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+        if any(isinstance(p, Precision) for p in plugins):
+            raise ConfigError(
+                finding(
+                    "X815",
+                    "The number formats of this Trainer are its policy's.",
+                    place=Place(key="plugins"),
+                    expected="no precision plugin beside policy=…",
+                    received=", ".join(type(p).__name__ for p in plugins if isinstance(p, Precision)),
+                    remedy="Leave it out, or use lightning.Trainer(plugins=[PrecisionPlugin(policy)]).",
+                )
+            )
+        super().__init__(plugins=[*plugins, PrecisionPlugin(self.policy)], **arguments)

@@ -1,0 +1,64 @@
+"""What `predict` is asked, held against the recipe's contract like any other data."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from castiron.data import Dataset, Field, FittedMissing, Missing, Schema
+from castiron.data.contract import load
+from castiron.diagnostics import ConfigError, Place, finding
+
+FILE = "inputs.jsonl"
+"""What messages call the inputs; their number is the line."""
+
+
+def dataset_of(
+    schema: Schema, inputs: Sequence[str | Mapping[str, Any]], fitted: FittedMissing | None = None
+) -> Dataset:
+    """Inputs as rows, one each and in order. A text is the schema's one text field; a mapping names fields.
+
+    Targets and weights are not asked for. Nothing is dropped: an empty text is a text, and any other missing
+    value that training would have dropped is refused.
+
+    Raises:
+        ConfigError: a text is given, and the schema has not exactly one text field.
+        DataError: an input breaks the contract.
+    """
+    asked = Schema(
+        fields=tuple(_asked(f) for f in schema.fields if f.role not in ("target", "weight")),
+        strict=False,
+    )
+    texts = [f.name for f in asked.fields if f.is_text]
+    records = []
+    for number, given in enumerate(inputs, 1):
+        if isinstance(given, str):
+            if len(texts) != 1:
+                raise ConfigError(
+                    finding(
+                        "X820",
+                        "A text alone does not say which field it is.",
+                        place=Place(file=FILE, line=number),
+                        expected=f"a mapping of fields ({', '.join(asked.names)})",
+                        received=repr(given[:60]),
+                    )
+                )
+            given = {texts[0]: given}
+        records.append(dict(given))
+    with tempfile.TemporaryDirectory(prefix="castiron-") as folder:
+        path = Path(folder) / FILE
+        lines = (json.dumps(record, ensure_ascii=False) for record in records)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return load(path, asked, fitted=fitted, split="predict")
+
+
+def _asked(field: Field) -> Field:
+    if field.is_text:
+        return field.model_copy(update={"missing": Missing(treatment="constant", value=""), "bad": "error"})
+    missing = field.missing
+    if missing.treatment == "drop":
+        missing = Missing(spellings=missing.spellings)
+    return field.model_copy(update={"missing": missing, "bad": "error"})
