@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from castiron.diagnostics import Finding, Place, PlanError, finding
+from castiron.formats import is_wider
 from castiron.policy import Plan
+from castiron.torch.boundaries import ambient_dtype
 from castiron.torch.modules import walk
 
 _PRODUCTS = ("matmul", "conv", "lstm", "gru", "rnn", "attention")
@@ -13,7 +15,13 @@ _PRODUCTS = ("matmul", "conv", "lstm", "gru", "rnn", "attention")
 
 def check_available(model: nn.Module, plan: Plan) -> None:
     """Raises PlanError (L210) for each thing that the plan declares and this wing cannot apply."""
-    found = [*_islands(plan), *_float8(plan), *_tf32(plan), *_inside_attention(model, plan)]
+    found = [
+        *_islands(plan),
+        *_float8(plan),
+        *_tf32(plan),
+        *_inside_attention(model, plan),
+        *_normalization(model, plan),
+    ]
     if found:
         raise PlanError(found)
 
@@ -73,6 +81,34 @@ def _tf32(plan: Plan) -> list[Finding]:
             remedy="Declare compute float32 for the model, or drop the layer rule.",
         )
     ]
+
+
+def _normalization(model: nn.Module, plan: Plan) -> list[Finding]:
+    """Normalisation whose weights, statistics and arithmetic differ runs only as an island, all widened."""
+    if plan.policy.islands.normalization is not None and ambient_dtype(plan) is not None:
+        return []
+    rows = {row.path: row for row in plan.rows}
+    found = []
+    for path, module in walk(model):
+        row = rows.get(path)
+        if row is None or row.family != "normalization" or not (row.parameters or row.buffer_formats):
+            continue
+        statistics = bool(row.parameters) and bool(row.buffer_formats) and row.param != row.buffers
+        narrow_weights = bool(row.parameters) and is_wider(row.compute, row.param)
+        if statistics or narrow_weights:
+            other = f"buffers {row.buffers}" if statistics else f"compute {row.compute}"
+            found.append(
+                finding(
+                    "L210",
+                    f"torch's {type(module).__name__} does not take weights and "
+                    f"{'statistics' if statistics else 'inputs'} of these two formats",
+                    place=Place(module=path),
+                    expected="one format for both, or normalization as an island",
+                    received=f"param {row.param}, {other}",
+                    remedy="Set islands.normalization to float32, or give the layer one format by a rule.",
+                )
+            )
+    return found
 
 
 def _inside_attention(model: nn.Module, plan: Plan) -> list[Finding]:

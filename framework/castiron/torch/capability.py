@@ -37,13 +37,13 @@ _BUDGET_S = 0.05
 _CACHE_FORMAT = 1
 
 
-def device_capability(device: str = "auto", *, refresh: bool = False) -> DeviceCapability:
+def device_capability(device: str | torch.device = "auto", *, refresh: bool = False) -> DeviceCapability:
     """What a device ("auto", "cpu", "cuda", "cuda:1") computes; from the cache where it was probed before.
 
     Raises:
         HardwareError: there is no such device (H703).
     """
-    where = resolve_device(device)
+    where = resolve_device(str(device))
     identity = _identity(where)
     path = cache_directory() / f"capability-{where.type}-{_digest(identity)}.json"
     if not refresh and (cached := _read(path, identity)) is not None:

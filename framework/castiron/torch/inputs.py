@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from castiron.data import Schema
 from castiron.diagnostics import DataError, Place, finding
 from castiron.policy import PrecisionPolicy
 from castiron.torch.dtypes import NARROW, dtype_name, torch_dtype
+
+if TYPE_CHECKING:
+    from castiron.data import Schema
 
 
 def cast_inputs(batch: Any, policy: PrecisionPolicy, schema: Schema | None = None) -> Any:

@@ -286,12 +286,16 @@ def _work_dtype(own: torch.dtype, policy: PrecisionPolicy) -> torch.dtype:
 
 
 def _evaluate_closure(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The closure must see the model's own parameters: it is called now, and its value handed on."""
-    closure = args[0] if args and callable(args[0]) else kwargs.get("closure")
+    """The closure must see the model's own parameters: it is called now, and its value handed on.
+
+    `args` begin with the optimizer itself.
+    """
+    optimizer, *rest = args
+    closure = rest[0] if rest else kwargs.get("closure")
     if closure is None:
         return args, kwargs
     with torch.enable_grad():
         loss = closure()
-    if args and callable(args[0]):
-        return (lambda: loss, *args[1:]), kwargs
+    if rest:
+        return (optimizer, lambda: loss, *rest[1:]), kwargs
     return args, {**kwargs, "closure": lambda: loss}
