@@ -76,7 +76,7 @@ class FakeBackend:
                "tf32": unsupported, "float8_e4m3fn": unsupported}  # fmt: skip
         lstm = {**row, "float16": unsupported}
         return DeviceCapability(
-            device="cpu", name="a test CPU", features=("avx512_bf16",), support={"matmul": row, "lstm": lstm}
+            device="cpu", name="A test CPU", features=("avx512_bf16",), support={"matmul": row, "lstm": lstm}
         )
 
     def _plan(self, job):

@@ -117,9 +117,9 @@ def test_a_resumed_run_cannot_become_another(tiny, tmp_path):
         resume(run, ["optimizer.lr=0.5", "trainer.max_epochs=9"])
     (found,) = error.value.findings
     assert str(found) == (
-        "X815 A resumed run cannot change this setting. Expected 0.001, as in the run tiny/first. Received 0.5 "
-        "at argument 'optimizer.lr=0.5', key 'optimizer.lr'. Start a new run, or leave the setting out: "
-        "castiron train --resume tiny/first takes everything from the run."
+        "X815 A resumed run cannot change this setting. Expected 0.001, as in the run tiny/first. "
+        "Received 0.5 at argument 'optimizer.lr=0.5', key 'optimizer.lr'. Start a new run, or leave the "
+        "setting out: castiron train --resume tiny/first takes everything from the run."
     )
 
 

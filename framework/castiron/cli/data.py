@@ -25,7 +25,9 @@ def check(
         bool, typer.Option("--json", help="For programs: the whole report of each split.")
     ] = False,
 ) -> None:
-    """Run the data contract alone: read every file, cast every value, and report what that changed.
+    """Hold files against the contract, and report every cast.
+
+    Reads every file and casts every value, without a model.
 
     \b
     castiron data check lstm_sentiment/sst2 data.train=train.tsv data.columns.label=1
@@ -36,7 +38,7 @@ def check(
     from castiron.cli.tables import data_report
     from castiron.diagnostics import DataError
     from castiron.training.config_file import load_config
-    from castiron.training.splits import check_splits
+    from castiron.training.splits import check_splits, keyed
 
     loaded = load_config(config, overrides or [])
     with tempfile.TemporaryDirectory(prefix="castiron-data-") as folder, loaded.placing():
@@ -44,9 +46,9 @@ def check(
     if json:
         console.as_json({split: report.model_dump(mode="json") for split, report in reports.items()})
     else:
-        for report in reports.values():
+        for split, report in reports.items():
             data_report(report)
-            console.findings(report.as_findings())
+            console.findings(loaded.placed(keyed(report.as_findings(), f"data.{split}")))
     if not all(report.is_sound for report in reports.values()):
         raise typer.Exit(DataError.exit_code)
 
@@ -56,7 +58,7 @@ def describe(
     config: Annotated[str, typer.Argument(metavar="CONFIG|NAME", help="As for `castiron train`.")],
     json: Annotated[bool, typer.Option("--json", help="For programs: the schema.")] = False,
 ) -> None:
-    """Show the data contract of a recipe: its fields, and the columns that they are read from."""
+    """Show the fields of a contract, and their columns."""
     from castiron.cli import console
     from castiron.training.config_file import load_config
 

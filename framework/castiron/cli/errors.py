@@ -20,6 +20,8 @@ class Settings:
     traceback: bool = False
     json: bool = False
     """The command was asked for JSON, and its errors are JSON too."""
+    interrupt_told: bool = False
+    """The command has said what an interrupt means for it."""
 
 
 def user_error(error: CastironError) -> int:

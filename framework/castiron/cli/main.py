@@ -91,16 +91,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     # --traceback is understood anywhere.
     Settings.traceback = "--traceback" in given
     Settings.json = "--json" in given
+    Settings.interrupt_told = False
     given = [a for a in given if a != "--traceback"]
     try:
-        code = app(given, standalone_mode=False)
+        code = app(given, prog_name="castiron", standalone_mode=False)
         sys.stdout.flush()
-        return int(code or 0)
+        return _closed(int(code or 0))
     except typer.Exit as e:
-        return e.exit_code
+        return _closed(e.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("Interrupted.", err=True)
-        return 130
+        return _closed(130)
     except BrokenPipeError:
         # Whoever read our output has read enough (`castiron rules | head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -111,6 +111,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         from castiron.diagnostics import CastironError
 
         return user_error(e) if isinstance(e, CastironError) else bug(e)
+
+
+def _closed(code: int) -> int:
+    if code == 130 and not Settings.interrupt_told:
+        typer.echo("Interrupted.", err=True)
+    return code
 
 
 def _usage_error() -> type[Exception]:

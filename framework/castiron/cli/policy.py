@@ -17,7 +17,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_presets(json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """List the presets, and the names that other frameworks give them."""
+    """List the presets, and what others call them."""
     from castiron.cli import console
     from castiron.policy import ALIASES, PRESETS, PrecisionPolicy
 

@@ -46,7 +46,7 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A registered name, or my_file.py:MyRecipe.")],
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Show what a recipe is and which settings its model takes."""
+    """Show what a recipe is, and its model's settings."""
     import inspect
 
     from castiron.cli import console
@@ -84,7 +84,9 @@ def copy(
         Path, typer.Argument(metavar="DIR", help="A folder that is not there yet, or is empty.")
     ],
 ) -> None:
-    """Copy an installed recipe into a project of your own that trains, with configs and a test.
+    """Copy an installed recipe into a project of your own.
+
+    It trains as it is; configs, a README and a test come with it.
 
     \b
     castiron recipes copy lstm-sentiment my-sentiment

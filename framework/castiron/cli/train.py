@@ -98,6 +98,7 @@ def _headline(loaded: LoadedConfig) -> str:
 def _close(run: RunDirectory, outcome: Outcome, verbosity: str) -> int:
     """What came of it, and what to do next."""
     from castiron.cli import console
+    from castiron.cli.errors import Settings
     from castiron.cli.tables import metrics_table
 
     if outcome.findings:
@@ -105,6 +106,7 @@ def _close(run: RunDirectory, outcome: Outcome, verbosity: str) -> int:
     where = run.name if run.path.parent.parent == Path("runs") else str(run.path)
     if outcome.status in ("stopped", "interrupted"):
         why = f": {outcome.message}" if outcome.message else "."
+        Settings.interrupt_told = True
         console.note(f"{outcome.status.capitalize()} after {outcome.steps:,} steps{why}")
         console.note(f"Go on with it by: castiron train --resume {where}")
     elif outcome.status == "failed":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from castiron.data.readers.files import find_files
@@ -10,7 +9,7 @@ from castiron.diagnostics import CastironError, Finding
 from castiron.policy.hardware import compute_of, judge
 from castiron.training.backend import load_backend
 from castiron.training.config_file import LoadedConfig, load_config
-from castiron.training.splits import no_training_data
+from castiron.training.splits import about_key, no_training_data
 
 
 def check(source: str, overrides: Sequence[str] = ()) -> list[Finding]:
@@ -32,18 +31,16 @@ def check(source: str, overrides: Sequence[str] = ()) -> list[Finding]:
 
 def missing_files(loaded: LoadedConfig) -> list[Finding]:
     """Data files that are not there, each at the key that names it."""
-    problems = []
+    problems: list[Finding] = []
     for split in ("train", "validation", "test"):
         paths = getattr(loaded.config.data, split)
         if paths is None:
             continue
         try:
-            find_files([paths] if isinstance(paths, str) else paths)
+            with about_key(f"data.{split}"):
+                find_files([paths] if isinstance(paths, str) else paths)
         except CastironError as e:
-            key = f"data.{split}"
-            problems += [
-                dataclasses.replace(f, place=dataclasses.replace(f.place, key=key)) for f in e.findings
-            ]
+            problems += e.findings
     return problems
 
 
@@ -56,8 +53,10 @@ def device_findings(loaded: LoadedConfig) -> list[Finding]:
         HardwareError: it does not.
     """
     config = loaded.config
-    capability = load_backend(config.backend).capability(config.trainer.device)
     computes = {compute_of(config.precision, "matmul"), *_ruled(loaded)}
+    if computes == {"float32"} and config.trainer.device in ("auto", "cpu"):
+        return []  # every CPU does; no framework need be imported to know
+    capability = load_backend(config.backend).capability(config.trainer.device)
     return judge(config.precision, [("matmul", c, "") for c in sorted(computes)], capability)
 
 

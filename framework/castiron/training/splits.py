@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from castiron.data import Dataset, DataReport, FittedMissing, ReadOptions, check, load
-from castiron.diagnostics import ConfigError, Finding, Place, Severity, finding
+from castiron.diagnostics import CastironError, ConfigError, Finding, Place, Severity, finding
 from castiron.training.config import RunConfig
 from castiron.training.hold_out import hold_out
 from castiron.training.recipe import Recipe
@@ -27,6 +29,21 @@ def no_training_data(severity: Severity = "error") -> Finding:
         remedy="Name the files: data.train=FILE data.validation=FILE data.test=FILE.",
         severity=severity,
     )
+
+
+@contextmanager
+def about_key(key: str) -> Iterator[None]:
+    """Errors raised within that have no place (a file is not there) get the key of the config that says so."""
+    try:
+        yield
+    except CastironError as e:
+        e.findings = tuple(keyed(e.findings, key))
+        raise
+
+
+def keyed(findings: Iterable[Finding], key: str) -> list[Finding]:
+    """Findings, with this key where they have no place."""
+    return [f if str(f.place) else dataclasses.replace(f, place=Place(key=key)) for f in findings]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +99,16 @@ def load_splits(
     source, schema = sources(config, recipe, folder), recipe.schema()
 
     def read(split: str) -> Dataset:
-        return load(
-            source.files[split],
-            schema,
-            columns=source.columns,
-            casts=config.precision.casts,
-            options=source.options,
-            fitted=fitted,
-            split=split,
-        )
+        with about_key(f"data.{split}"):
+            return load(
+                source.files[split],
+                schema,
+                columns=source.columns,
+                casts=config.precision.casts,
+                options=source.options,
+                fitted=fitted,
+                split=split,
+            )
 
     by = config.data.hold_out
     held = [s for s in ("validation", "test") if config.data.train is not None and getattr(by, s)]
@@ -115,14 +133,15 @@ def check_splits(config: RunConfig, recipe: Recipe, folder: Path) -> dict[str, D
         ConfigError: there is no training data.
     """
     source, schema = sources(config, recipe, folder), recipe.schema()
-    return {
-        split: check(
-            files,
-            schema,
-            columns=source.columns,
-            casts=config.precision.casts,
-            options=source.options,
-            split=split,
-        )
-        for split, files in source.files.items()
-    }
+    reports = {}
+    for split, files in source.files.items():
+        with about_key(f"data.{split}"):
+            reports[split] = check(
+                files,
+                schema,
+                columns=source.columns,
+                casts=config.precision.casts,
+                options=source.options,
+                split=split,
+            )
+    return reports

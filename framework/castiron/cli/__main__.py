@@ -1,0 +1,7 @@
+"""`python -m castiron.cli`."""
+
+import sys
+
+from castiron.cli.main import run
+
+sys.exit(run())
