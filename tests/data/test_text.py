@@ -155,8 +155,8 @@ def test_many_texts_are_encoded_in_chunks_and_keep_their_order() -> None:
 
 def test_long_texts_are_cut_at_the_end_or_in_the_middle() -> None:
     texts = ["a b c d e f g", "a b"]
-    for truncation, kept in (("head", "a b c d e"), ("head+tail", "a b c f g")):
-        encoder = TextEncoder(max_length=5, truncation=truncation).fit(texts)
+    for tail, kept in ((0.0, "a b c d e"), (0.4, "a b c f g"), (1.0, "c d e f g")):
+        encoder = TextEncoder(max_length=5, tail=tail).fit(texts)
         assert [" ".join(encoder.tokens(row)) for row in encoder.encode_all(texts)] == [kept, "a b"]
         assert encoder.coverage(texts).truncated == 1
 
@@ -264,7 +264,7 @@ def test_settings_that_cannot_be(settings_: dict[str, Any], message: str) -> Non
             "max_length": 3,
             "max_vocabulary": None,
         },
-        {"kind": "bpe", "max_vocabulary": 300, "max_length": 6, "truncation": "head+tail"},
+        {"kind": "bpe", "max_vocabulary": 300, "max_length": 6, "tail": 0.5},
     ],
 )
 def test_what_is_saved_loads_back(tmp_path: Path, settings_: dict[str, Any]) -> None:

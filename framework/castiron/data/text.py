@@ -133,7 +133,7 @@ class TextEncoder:
             part = Ragged.from_lengths(values, lengths)
             if (limit := self.config.max_length) is not None:
                 truncated += int((lengths > limit).sum())
-                part = part.truncate(limit, tail=limit // 2 if self.config.truncation == "head+tail" else 0)
+                part = part.truncate(limit, tail=round(limit * self.config.tail))
             parts.append(part)
         encoded = Ragged.concatenate(parts)
         unknown = int((encoded.values == UNKNOWN).sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -35,8 +35,8 @@ class TextConfig(BaseModel):
     Null: no limit (word only)."""
     max_length: int | None = Field(default=None, ge=1)
     """Tokens of a text at most; longer ones are cut. Null: no limit."""
-    truncation: Literal["head", "head+tail"] = "head"
-    """What stays of a text that is cut: its beginning, or its beginning and its end, half each."""
+    tail: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of `max_length` that a cut text keeps from its end; the rest is its beginning."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> TextConfig:

@@ -43,6 +43,11 @@ def metric(name: str, split: Split) -> Tag:
     return _tag("Training", name, split, says=f"{name}, {over}.")
 
 
+def logged(name: str) -> Tag:
+    """A scalar that a user's own module logs, under the name it chose."""
+    return _tag("Training", name, says=f"{name}, as the module logs it.")
+
+
 def learning_rate(group: str | None = None) -> Tag:
     """Learning rate of the optimizer, or of one of its parameter groups."""
     return _tag("Training", "learning rate", *([group] if group else []), says="Learning rate of the step.")

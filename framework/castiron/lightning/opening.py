@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import lightning.pytorch as pl
 
@@ -14,6 +14,7 @@ from castiron.health.layout import layout
 from castiron.health.writer import EventWriter
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.precision import PrecisionPlugin
+from castiron.policy import LayerInfo, Plan
 from castiron.torch.modules import describe
 from castiron.training.backend import Job
 from castiron.training.run_directory import CONFIG, PLAN
@@ -36,13 +37,7 @@ class Opening(pl.Callback):
         job.reporter.plan(plan)
         if found:
             job.reporter.findings(found)
-            writer.text(tags.findings(), _listed(found))
-        stored = census(describe(module.precision_root), plan)
-        policy = plan.policy
-        writer.text(tags.policy(), f"**{policy.label}**\n\n`{policy}`\n\nhash `{policy.hash()}`")
-        writer.text(tags.plan(), f"{plan.brief()}\n\n{plan.as_markdown()}")
-        writer.text(tags.census(), stored.as_markdown())
-        writer.scalars(stored.scalars(), 0)
+        write_precision(writer, plan, describe(module.precision_root), found)
         for split, report in self._reports.items():
             if split in ("train", "validation", "test"):
                 writer.text(tags.data_report(split), report.as_markdown())  # type: ignore[arg-type]
@@ -51,10 +46,24 @@ class Opening(pl.Callback):
         metrics = tuple(module.recipe.metrics())
         results = [tags.metric(name, s) for s in ("validation", "test") for name in ("loss", *metrics)]
         chosen = {k: v for k, v in job.config.resolved().items() if k in ("model", "optimizer", "trainer")}
-        chosen |= {"seed": job.config.seed, "precision": policy.label}
+        chosen |= {"seed": job.config.seed, "precision": plan.policy.label}
         chosen["batch_size"] = job.config.data.batch_size
         writer.hparams(chosen, results)
-        writer.layout(layout(metrics, scaled=policy.scaling.kind != "none", held=False))
+        writer.layout(layout(metrics, scaled=plan.policy.scaling.kind != "none", held=False))
+
+
+def write_precision(
+    writer: EventWriter, plan: Plan, layers: Sequence[LayerInfo], found: Sequence[Finding]
+) -> None:
+    """The pages on policy, plan and census, and the findings so far."""
+    policy = plan.policy
+    stored = census(layers, plan)
+    writer.text(tags.policy(), f"**{policy.label}**\n\n`{policy}`\n\nhash `{policy.hash()}`")
+    writer.text(tags.plan(), f"{plan.brief()}\n\n{plan.as_markdown()}")
+    writer.text(tags.census(), stored.as_markdown())
+    writer.scalars(stored.scalars(), 0)
+    if found:
+        writer.text(tags.findings(), _listed(found))
 
 
 def _listed(found: Iterable[Finding]) -> str:

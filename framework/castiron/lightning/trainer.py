@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import Precision
 
 from castiron.diagnostics import ConfigError, Place, finding
+from castiron.lightning.logger import RunLogger, run_name
 from castiron.lightning.precision import PrecisionPlugin
+from castiron.lightning.run_files import RunFiles
 from castiron.policy import PrecisionPolicy
 
 
@@ -23,7 +26,8 @@ class Trainer(pl.Trainer):
         policy: a policy, a preset's name, a short string, or a mapping.
         guard: the policy's `guard` section, said otherwise.
         health: the policy's `health` section, said otherwise.
-        **arguments: everything else that `lightning.Trainer` takes.
+        **arguments: everything else that `lightning.Trainer` takes. By default metrics go to TensorBoard and
+            `metrics.jsonl` in `<default_root_dir>/runs/<module>/<time>`.
 
     Raises:
         ConfigError: `precision=` is given, or a second precision plugin: the policy says it.
@@ -65,4 +69,17 @@ class Trainer(pl.Trainer):
                     remedy="Leave it out, or use lightning.Trainer(plugins=[PrecisionPlugin(policy)]).",
                 )
             )
+        if arguments.get("logger") in (None, True):
+            root = arguments.get("default_root_dir") or Path.cwd()
+            logger = RunLogger(root)
+            arguments["logger"] = logger
+            given = arguments.pop("callbacks", None) or []
+            callbacks = list(given) if isinstance(given, list | tuple) else [given]
+            arguments["callbacks"] = [RunFiles(logger), *callbacks]
         super().__init__(plugins=[*plugins, PrecisionPlugin(self.policy)], **arguments)
+
+    def fit(self, model: pl.LightningModule, *arguments: Any, **named: Any) -> None:
+        # Before Lightning asks the logger for its folder.
+        if isinstance(self.logger, RunLogger):
+            self.logger.name = run_name(model)
+        super().fit(model, *arguments, **named)
