@@ -67,7 +67,12 @@ class CastResult:
 
 
 def cast(
-    values: np.ndarray, to: DTypeName, *, integers: np.ndarray | None = None, tolerance: float | None = None
+    values: np.ndarray,
+    to: DTypeName,
+    *,
+    integers: np.ndarray | None = None,
+    tolerance: float | None = None,
+    within: tuple[float, float] | None = None,
 ) -> CastResult:
     """Cast an array of numbers, and classify every element.
 
@@ -77,6 +82,7 @@ def cast(
         integers: mask of float elements that were written as integers; such an element is lossy, not
             rounded, if it changes. None: a float is a measurement, however large.
         tolerance: relative error beyond which rounding is lossy; None: no bound.
+        within: the finite smallest and largest of the values, where they are known: it saves looking.
 
     NaN into a float format, and infinity into one that has it, are exact: whether they may be there is
     another question.
@@ -97,7 +103,7 @@ def cast(
             return _float_to_int(values, target) if source == "float" else _int_to_int(values, target)
         if source == "int":
             return _int_to_float(values, target)
-        return _float_to_float(values, target, integers, tolerance)
+        return _float_to_float(values, target, integers, tolerance, within)
 
 
 def loss_of(value: Any, to: DTypeName, *, integer: bool = False) -> Loss:
@@ -211,7 +217,11 @@ def _integers_to_odd(magnitude: np.ndarray, negative: np.ndarray) -> np.ndarray:
 
 
 def _float_to_float(
-    values: np.ndarray, target: NumberFormat, integers: np.ndarray | None, tolerance: float | None
+    values: np.ndarray,
+    target: NumberFormat,
+    integers: np.ndarray | None,
+    tolerance: float | None,
+    within: tuple[float, float] | None,
 ) -> CastResult:
     x = values.astype(np.float64, copy=False)
     result = _round(x, target)
@@ -219,13 +229,15 @@ def _float_to_float(
     changed = back != x
     if not changed.any():
         return CastResult(result, None, None, 0.0, 0)
-    error = np.abs(back - x)
-    error /= np.abs(x)
-    # fmax passes over NaN: 0/0 where a zero stayed zero, and a NaN that stayed NaN.
-    largest = float(np.fmax.reduce(error, axis=None))
+    error = back - x
+    error /= x
+    # fmax and fmin pass over NaN: 0/0 where a zero stayed zero, and a NaN that stayed NaN.
+    largest = max(float(np.fmax.reduce(error, axis=None)), -float(np.fmin.reduce(error, axis=None)))
     plain = integers is None and tolerance is None and largest <= target.spacing / 2
-    if plain and not np.isnan(back).any():
+    known = within is not None and -target.max <= within[0] and within[1] <= target.max
+    if plain and (known or not np.isnan(back).any()):
         return CastResult(result, changed, None, largest, 0)
+    np.abs(error, out=error)
     return _examined(x, back, result, changed, error, target, integers, tolerance)
 
 

@@ -121,8 +121,8 @@ class ColumnBuilder:
         self._saw(cells.source)
         if not isinstance(cells, Numbers):
             report.written_as_text += cells.written_as_text
-        drop = np.zeros(rows, dtype=bool)
-        replaced = np.zeros(rows * self._size, dtype=bool)
+        drop: np.ndarray | None = None
+        missing = None if judged.missing is None else judged.missing.ravel()
         for faults in judged.faults:
             consequence, severity = self._consequence(faults)
             self._count(faults)
@@ -131,26 +131,28 @@ class ColumnBuilder:
             if faults.kind in ("bad", "lossy"):
                 at = np.asarray(faults.at)
                 if consequence == "dropped":
+                    drop = np.zeros(rows, dtype=bool) if drop is None else drop
                     drop[at // self._size] = True
                 elif consequence == "replaced":
-                    replaced[at] = True
+                    missing = np.zeros(rows * self._size, dtype=bool) if missing is None else missing.copy()
+                    missing[at] = True
             problems.add(part.name, faults, severity, consequence, self._describe(faults, cell))
-        missing = replaced if judged.missing is None else replaced | judged.missing.ravel()
         if judged.missing is not None:
             self._missing(judged, problems, cell)
-        report.missing += 0 if judged.missing is None else int(np.count_nonzero(judged.missing))
+            report.missing += int(np.count_nonzero(judged.missing))
         report.rounded += judged.rounded
         report.subnormal += judged.subnormal
         error = judged.largest_relative_error
         report.largest_relative_error = max(report.largest_relative_error, error)
         self._range(judged.lowest, judged.highest)
         self._values, self._block_gaps = judged.values, None
-        if missing.any():
+        if missing is not None and missing.any():
             if part.missing.treatment == "drop":
-                drop |= missing.reshape(rows, self._size).any(axis=1)
+                gaps = missing.reshape(rows, self._size).max(axis=1)
+                drop = gaps if drop is None else drop | gaps
             else:
                 self._fill(missing)
-        return drop if drop.any() else None
+        return drop
 
     def _saw(self, source: str) -> None:
         seen = self.report.source_dtype.split(", ") if self.report.source_dtype else []
@@ -198,6 +200,7 @@ class ColumnBuilder:
         cell: Callable[[int, str], tuple[str, int | None, int | None]],
     ) -> None:
         treatment = self.part.missing.treatment
+        assert judged.missing is not None
         at = np.flatnonzero(judged.missing)
         for absent in (f for f in judged.faults if f.kind == "absent"):
             at = at[~np.isin(at // self._size, np.asarray(absent.at) // self._size)]  # told as D124

@@ -13,6 +13,7 @@ from castiron.data.missing import FittedMissing
 from castiron.data.options import ReadOptions
 from castiron.data.origin import LineIndex, Origins
 from castiron.data.readers import open_source, spellings_of
+from castiron.data.readers.ahead import ahead
 from castiron.data.readers.files import find_files
 from castiron.data.readers.source import Block, Source
 from castiron.data.report import DataReport, FileReport
@@ -230,20 +231,24 @@ class _Load:
             index = LineIndex(source.file.name)
             self._indices.append(index)
             self._units[source.file.name] = source.unit
+            skipped = 0
             try:
-                for block in source.blocks():
-                    yield self._take(block, source, index)
+                for block in ahead(source.blocks()):
+                    skipped += block.skipped
+                    self._row_findings += block.findings
+                    kept = self._take(block, source, index)
+                    if block.rows:
+                        yield kept
             except DataError as error:
                 self._fatal += error.findings
             else:
-                self._end_of_file(source, index)
-            self._row_findings += source.findings
-            source.findings = []
-            self._skipped += source.skipped
+                if not index.rows and not skipped:
+                    self._fatal.append(self._no_rows(source))
+            self._skipped += skipped
             self._report.files.append(
                 FileReport(
                     file=source.file.name,
-                    rows=index.rows + source.skipped,
+                    rows=index.rows + skipped,
                     bytes=source.file.size,
                     sha256=source.file.sha256,
                 )
@@ -276,8 +281,6 @@ class _Load:
         index.add(block.rows, block.lines)
         self._kept.append((self._rows_read, block.rows, keep))
         self._rows_read += block.rows
-        self._row_findings += source.findings
-        source.findings = []
         return block.rows if keep is None else int(np.count_nonzero(keep))
 
     def _same_fields(self, source: Source) -> None:
@@ -299,18 +302,15 @@ class _Load:
                 )
             )
 
-    def _end_of_file(self, source: Source, index: LineIndex) -> None:
-        if not index.rows and not source.skipped:
-            self._fatal.append(
-                finding(
-                    "D132",
-                    "",
-                    place=Place(file=source.file.name),
-                    expected="at least one row",
-                    received="a header only" if source.has_cells and self._options.header else "no rows",
-                    remedy=None if source.has_cells else "Write the file again, or leave it out.",
-                )
-            )
+    def _no_rows(self, source: Source) -> Finding:
+        return finding(
+            "D132",
+            "",
+            place=Place(file=source.file.name),
+            expected="at least one row",
+            received="a header only" if source.has_cells and self._options.header else "no rows",
+            remedy=None if source.has_cells else "Write the file again, or leave it out.",
+        )
 
     def _rows_left(self) -> int:
         return sum(rows if keep is None else int(np.count_nonzero(keep)) for _, rows, keep in self._kept)

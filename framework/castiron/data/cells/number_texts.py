@@ -7,8 +7,10 @@ wanted) is decided cell by cell with exact arithmetic.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from decimal import Decimal
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -32,8 +34,7 @@ _EXACT = 2**53
 
 def judge_number_texts(cells: Texts, part: Field, spellings: tuple[str, ...]) -> Judged:
     """Read the cells of a block as numbers of the field's format."""
-    text = pc.utf8_trim(cells.cells, " \t")
-    read = _Read(text, spellings)
+    read = _Read(cells.cells, spellings)
     assert part.dtype is not None
     judge = _integers if number_format(part.dtype).is_integer else _floats
     judged = judge(read, cells.cells, part)
@@ -48,27 +49,49 @@ def judge_number_texts(cells: Texts, part: Field, spellings: tuple[str, ...]) ->
 
 
 class _Read:
-    """Which cells are what."""
+    """Which cells are what. Only those that are no numbers at first sight are looked at again."""
 
     def __init__(self, text: pa.Array, spellings: tuple[str, ...]) -> None:
-        self.text = text
-        null = _mask(pc.is_null(text))
-        named = pc.is_in(text, value_set=pa.array(spellings, type=text.type)) if spellings else None
-        self.missing = null if named is None else null | _mask(named)
-        self.integer = _matches(text, _INTEGER) & ~self.missing
-        self.number = _matches(text, _NUMBER) & ~self.missing
-        rest = ~(self.number | self.missing)
+        self.number = _matches(text, _NUMBER)
+        self.missing = np.zeros(len(text), dtype=bool)
         self.infinite = np.zeros(len(text), dtype=bool)
-        if rest.any():
-            self.infinite = rest & _matches(text, _INFINITE)
-            nan = rest & _matches(text, _NAN)
-            self.missing = self.missing | nan
-            rest = rest & ~(self.infinite | nan)
-        self.foreign = rest
+        self.foreign = ~self.number
+        rest = self.foreign.nonzero()[0]
+        if len(rest):
+            text = self._look_again(text, rest, spellings)
+        if any(re.fullmatch(_NUMBER, word) for word in spellings):
+            named = self.number & _mask(pc.is_in(text, value_set=pa.array(spellings, text.type)))
+            self.missing |= named
+            self.number &= ~named
+        self.text = text
+
+    def _look_again(self, text: pa.Array, rest: np.ndarray, spellings: tuple[str, ...]) -> pa.Array:
+        """Blanks are trimmed, what means missing is found; returns the cells with numbers trimmed."""
+        some = pc.utf8_trim(text.take(pa.array(rest)), " \t")
+        missing = _mask(pc.is_null(some)) | _matches(some, _NAN)
+        if spellings:
+            missing |= _mask(pc.is_in(some, value_set=pa.array(spellings, type=some.type)))
+        number = _matches(some, _NUMBER) & ~missing
+        infinite = _matches(some, _INFINITE) & ~missing
+        self.missing[rest] = missing
+        self.infinite[rest] = infinite
+        self.number[rest] = number
+        if number.any() or infinite.any():
+            text = pc.replace_with_mask(text, pa.array(self.foreign), some)
+        self.foreign = ~(self.number | self.missing | self.infinite)
+        return text
+
+    @cached_property
+    def integer(self) -> np.ndarray:
+        """Numbers that are written as integers."""
+        integer: np.ndarray = _matches(self.text, _INTEGER) & self.number
+        return integer
 
     def floats(self) -> np.ndarray:
         """Every number as the nearest float64, 0 elsewhere [n]."""
-        kept = pc.if_else(pa.array(self.number), self.text, pa.scalar("0", self.text.type))
+        kept = self.text
+        if not self.number.all():
+            kept = pc.if_else(pa.array(self.number), self.text, pa.scalar("0", self.text.type))
         try:
             made = pc.cast(kept, pa.float64()).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid:
@@ -89,15 +112,17 @@ def _floats(read: _Read, original: pa.Array, part: Field) -> Judged:
     underflow = read.number & (values == 0)
     if underflow.any():
         underflow &= _matches(read.text, _NOT_ZERO)
-    long = read.integer & ~overflow & (np.abs(values) >= _EXACT)
+    long = (np.abs(values) >= _EXACT) & ~overflow & read.number
     for i in np.flatnonzero(long):
-        long[i] = int(read.text[i].as_py()) != int(values[i])
+        long[i] = read.integer[i] and int(read.text[i].as_py()) != int(values[i])
     lost = overflow | underflow | long
     if lost.any():
         values = values.copy()
         values[lost] = 0  # judged below; the cast must not count them again
         skip = skip | lost
-    result = cast(values, part.dtype, integers=read.integer, tolerance=part.tolerance)
+    beyond = bool((np.abs(values) > number_format(part.dtype).max_exact_int).any())
+    integers = read.integer if beyond else None
+    result = cast(values, part.dtype, integers=integers, tolerance=part.tolerance)
 
     def words(i: int) -> str:
         return f"{shown(original[i].as_py())} (text)"

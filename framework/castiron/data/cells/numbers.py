@@ -28,25 +28,24 @@ def judge_numbers(cells: Numbers, part: Field) -> Judged | None:
     values, missing = cells.values, cells.missing
     is_float = values.dtype.kind not in "iub"
     low, high = bounds(values, None)
-    finite = low is None or high is None or bool(np.isfinite(low) and np.isfinite(high))
-    if cells.as_text is not None and is_float:
-        if not finite or (low is not None and high is not None and max(-low, high) >= _EXACT):
+    within = None if low is None or high is None else (low, high)
+    if within is not None and not all(map(np.isfinite, within)):
+        within = None
+        if cells.as_text is not None:
             return None
-        if (
-            cells.may_underflow
-            and np.count_nonzero(values) < _stored(values, missing)
-            and cells.may_underflow()
-        ):
-            return None
-    if is_float and not finite:
         nan = np.isnan(values)
-        missing = nan if missing is None else missing | nan
-        if not nan.any():
-            missing = cells.missing
-    result = cast(values, part.dtype, tolerance=part.tolerance)
-    if cells.as_text is not None and is_float and _maybe_integers(values, result, part):
+        if nan.any():
+            missing = nan if missing is None else missing | nan
+    doubtful = cells.as_text is not None and is_float and within is not None
+    if doubtful and within is not None:
+        if max(-within[0], within[1]) >= _EXACT:
+            return None
+        if cells.may_underflow and cells.may_underflow() and _has_zeros(values, missing):
+            return None
+    result = cast(values, part.dtype, tolerance=part.tolerance, within=within)
+    if doubtful and within is not None and _maybe_integers(values, result, part, within):
         return None
-    return judge_cast(values, missing, result, part, words=partial(_words, cells))
+    return judge_cast(values, missing, result, part, words=partial(_words, cells), within=within)
 
 
 def _words(cells: Numbers, position: int) -> str:
@@ -55,19 +54,20 @@ def _words(cells: Numbers, position: int) -> str:
     return f"{cells.values.flat[position].item()!r} ({cells.source})"
 
 
-def _stored(values: np.ndarray, missing: np.ndarray | None) -> int:
-    return values.size - (0 if missing is None else int(np.count_nonzero(missing)))
+def _has_zeros(values: np.ndarray, missing: np.ndarray | None) -> bool:
+    """Whether a value is zero; where one is missing there is a zero as well, but not of the file."""
+    fillers = 0 if missing is None else int(np.count_nonzero(missing))
+    return int(np.count_nonzero(values)) + fillers < values.size
 
 
-def _maybe_integers(values: np.ndarray, result: CastResult, part: Field) -> bool:
+def _maybe_integers(values: np.ndarray, result: CastResult, part: Field, within: tuple[float, float]) -> bool:
     """Whether a changed value is whole, and so may have been written as an integer."""
     if result.changed is None or part.dtype is None:
         return False
     form = number_format(part.dtype)
     if form.is_integer or form.kind == "bool":
         return False
-    low, high = bounds(values, None)
-    if low is None or high is None or max(-low, high) <= form.max_exact_int:
+    if max(-within[0], within[1]) <= form.max_exact_int:
         return False
     changed = values[result.changed]
     return bool((np.rint(changed) == changed).any())
@@ -81,6 +81,7 @@ def judge_cast(
     *,
     words: Callable[[int], str],
     integers: np.ndarray | None = None,
+    within: tuple[float, float] | None = None,
 ) -> Judged:
     """Turn a cast into what is found: lossy and rounded cells, infinities, values out of the field's range.
 
@@ -89,6 +90,7 @@ def judge_cast(
         missing: mask of the shape of values: cells that are judged no further.
         words: what stands at a flat position.
         integers: mask of floats that were written as integers.
+        within: the finite smallest and largest of the values, where they are known.
     """
     assert part.dtype is not None
     judged = Judged(result.values, missing)
@@ -105,14 +107,19 @@ def judge_cast(
     if lossy is not None:
         judged.faults += _losses(values, lossy, part, words, integers)
         skip = lossy if skip is None else skip | lossy
-    if values.dtype.kind not in "iub" and part.finite:
+    if values.dtype.kind not in "iub" and part.finite and within is None:
         infinite = np.isinf(values)
         if lossy is not None:
             infinite &= ~lossy
         if infinite.any():
             judged.faults.append(Faults("D108", "bad", np.flatnonzero(infinite), words))
             skip = infinite if skip is None else skip | infinite
-    judged.lowest, judged.highest = bounds(result.values, skip)
+    if skip is None and within is not None:
+        # Rounding keeps the order, so the ends of the values become the ends of the cast.
+        ends = cast(np.array(within), part.dtype).values
+        judged.lowest, judged.highest = bounds(ends, None)
+    else:
+        judged.lowest, judged.highest = bounds(result.values, skip)
     judged.faults += _out_of_range(values, skip, judged, part, words)
     if part.role == "id" and values.dtype.kind not in "iub":
         unsafe = np.abs(values) >= _EXACT

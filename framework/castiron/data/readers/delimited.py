@@ -53,8 +53,6 @@ class DelimitedSource:
         tabs: bool,
     ) -> None:
         self.file = file
-        self.findings: list[Finding] = []
-        self.skipped = 0
         self.columns = FileColumns({}, [])
         self._schema = schema
         self._options = options
@@ -93,9 +91,7 @@ class DelimitedSource:
                         continue  # blank lines only
                     skip = self._begin(block)
                     first = False
-                made = self._read(block, skip)
-                if made.rows:
-                    yield made
+                yield self._read(block, skip)
         if first:
             raise DataError(
                 finding(
@@ -134,34 +130,37 @@ class DelimitedSource:
             return Block(0, {}, block.first_line)
         parser = _BlockParser(self, data, block)
         table, wrong = parser.table()
-        lines = self._lines(block, skip, table.num_rows, wrong)
+        lines, findings = self._lines(block, skip, table.num_rows, wrong)
         columns: dict[str, Cells] = {}
         for name, where in self.columns.located.items():
             columns[name] = parser.cells(table, self._schema[name], f"c{where.position}")
-        return Block(table.num_rows, columns, lines)
+        return Block(table.num_rows, columns, lines, findings, wrong)
 
-    def _lines(self, block: TextBlock, skip: int, rows: int, wrong: int) -> int | np.ndarray:
-        """The line of each row; only the first where every line is a row."""
+    def _lines(
+        self, block: TextBlock, skip: int, rows: int, wrong: int
+    ) -> tuple[int | np.ndarray, list[Finding]]:
+        """The line of each row, or only the first where every line is a row; and the rows left out."""
         scan = block.scan
         if not skip and not wrong and rows == scan.n_lines:
-            return block.first_line
+            return block.first_line, []
+        findings: list[Finding] = []
         lines = block.first_line + scan.lines()[skip:]
         if wrong:
             widths = scan.widths()
             odd = np.flatnonzero(widths[skip:] != self._width)
-            self._refuse_rows(lines[odd], widths[skip:][odd])
+            findings = self._refused(lines[odd], widths[skip:][odd])
             lines = np.delete(lines, odd)
         if len(lines) != rows:
             raise RuntimeError(
                 f"castiron found {len(lines)} rows where pyarrow found {rows}, in {self.file.name} from line "
                 f"{block.first_line}. Please report this, with the lines."
             )
-        return int(lines[0]) if rows and lines[-1] - lines[0] == rows - 1 else lines
+        regular = rows and lines[-1] - lines[0] == rows - 1
+        return (int(lines[0]) if regular else lines), findings
 
-    def _refuse_rows(self, lines: np.ndarray, widths: np.ndarray) -> None:
-        self.skipped += len(lines)
+    def _refused(self, lines: np.ndarray, widths: np.ndarray) -> list[Finding]:
         dropped = self._schema.bad_rows == "drop"
-        self.findings += [
+        return [
             finding(
                 "D123",
                 "",

@@ -46,8 +46,6 @@ class JsonLinesSource:
         mapping: Mapping[str, tuple[Column, ...]],
     ) -> None:
         self.file = file
-        self.findings: list[Finding] = []
-        self.skipped = 0
         self.columns = FileColumns({}, [])
         self._schema = schema
         self._options = options
@@ -83,9 +81,7 @@ class JsonLinesSource:
     def _begin(self, lines: _Lines) -> None:
         """Find the keys of the fields: in the first row, else anywhere in the first block."""
         if not lines.objects_head and not lines.objects:
-            self._refuse_rows(lines)
-            found, self.findings = self.findings, []
-            raise DataError(dataclasses.replace(f, severity="error") for f in found)
+            raise DataError(dataclasses.replace(f, severity="error") for f in self._refused(lines))
         present = list((lines.objects_head or lines.objects)[0])
         wanted = [self._mapping.get(f.name, f.columns) for f in self._schema.fields]
         if any(not set(alternatives) & set(present) for alternatives in wanted):
@@ -104,14 +100,14 @@ class JsonLinesSource:
             part = self._schema[name]
             cells = None if table is None else self._fast(table.column(where.label), part, lines)
             columns[name] = cells if cells is not None else lines.cells(part, where.label)
-        if table is None and self._schema.strict:
-            self._refuse_extra_keys(lines)
+        findings = self._extra_keys(lines) if table is None and self._schema.strict else []
         if lines.bad_rows:
-            self._refuse_rows(lines)
+            findings += self._refused(lines)
             rows = len(lines.kept)
         numbers = lines.numbers[lines.kept] if lines.bad_rows else lines.numbers
         regular = rows and numbers[-1] - numbers[0] == rows - 1
-        return Block(rows, columns, int(numbers[0]) if regular else numbers)
+        first = int(numbers[0]) if regular else numbers
+        return Block(rows, columns, first, findings, len(lines.bad_rows))
 
     def _parsed(self, lines: _Lines) -> pa.Table | None:
         """The block as pyarrow reads it; None where a row or a cell is not of the expected kind."""
@@ -165,10 +161,10 @@ class JsonLinesSource:
         made.may_underflow = lambda: lines.block.may_underflow
         return made
 
-    def _refuse_extra_keys(self, lines: _Lines) -> None:
+    def _extra_keys(self, lines: _Lines) -> list[Finding]:
         known = {where.label for where in self.columns.located.values()}
         rows = zip(lines.numbers[lines.kept].tolist(), lines.objects, strict=True)
-        self.findings += [
+        return [
             finding(
                 "D122",
                 "",
@@ -181,20 +177,19 @@ class JsonLinesSource:
             if not known.issuperset(row)
         ]
 
-    def _refuse_rows(self, lines: _Lines) -> None:
+    def _refused(self, lines: _Lines) -> list[Finding]:
         dropped = self._schema.bad_rows == "drop"
-        self.skipped += len(lines.bad_rows)
-        for row, (received, column) in lines.bad_rows.items():
-            self.findings.append(
-                finding(
-                    "D125",
-                    "",
-                    place=Place(file=self.file.name, line=int(lines.numbers[row]), column=column),
-                    expected="one JSON object on the line",
-                    received=received,
-                    severity="info" if dropped else "error",
-                )
+        return [
+            finding(
+                "D125",
+                "",
+                place=Place(file=self.file.name, line=int(lines.numbers[row]), column=column),
+                expected="one JSON object on the line",
+                received=received,
+                severity="info" if dropped else "error",
             )
+            for row, (received, column) in lines.bad_rows.items()
+        ]
 
 
 class _Lines:

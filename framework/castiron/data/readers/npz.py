@@ -35,8 +35,6 @@ class NpzSource:
         mapping: Mapping[str, tuple[Column, ...]],
     ) -> None:
         self.file = file
-        self.findings: list[Finding] = []
-        self.skipped = 0
         self.columns = FileColumns({}, [])
         self._schema = schema
         self._mapping = mapping

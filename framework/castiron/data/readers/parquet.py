@@ -34,8 +34,6 @@ class ParquetSource:
         mapping: Mapping[str, tuple[Column, ...]],
     ) -> None:
         self.file = file
-        self.findings: list[Finding] = []
-        self.skipped = 0
         self.columns = FileColumns({}, [])
         self._schema = schema
         self._mapping = mapping

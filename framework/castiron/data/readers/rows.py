@@ -132,9 +132,9 @@ class RowScan:
     @cached_property
     def _filled(self) -> np.ndarray:
         """Which of `_rows` are no blank lines."""
-        starts, ends = self._rows
-        first = self._bytes[starts]
-        return ~((first == _NEWLINE) | (first == _RETURN))
+        first = self._bytes[self._rows[0]]
+        filled: np.ndarray = (first != _NEWLINE) & (first != _RETURN)
+        return filled
 
     @cached_property
     def n_lines(self) -> int:

@@ -68,6 +68,10 @@ class Block:
     """Cells by field name."""
     lines: int | np.ndarray
     """Line of the first row where every row takes one line; else the line of each row [rows]."""
+    findings: list[Finding] = field(default_factory=list)
+    """What is wrong with whole rows that are left out here: too many cells, no JSON."""
+    skipped: int = 0
+    """How many those are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +98,6 @@ class Source(Protocol):
 
     file: DataFile
     columns: FileColumns
-    findings: list[Finding]
-    """Errors of whole rows: too many cells, no JSON."""
-    skipped: int
-    """Rows left out because of such errors."""
     unit: str
     """What `Block.lines` counts: line or row."""
     has_cells: bool

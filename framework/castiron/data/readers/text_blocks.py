@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 
 from castiron.data.readers.files import DataFile
@@ -41,7 +42,15 @@ class TextBlock:
         """Whether there could be a number too small for float64 that is not zero: one with a negative
         exponent, or with hundreds of zeros."""
         exponent = (self.holds(b"e") and self.holds(b"e-")) or (self.holds(b"E") and self.holds(b"E-"))
-        return exponent or self.holds(b"0" * 300)
+        return exponent or (self._has_long_run(48) and self.holds(b"0" * 300))
+
+    def _has_long_run(self, byte: int) -> bool:
+        """Whether 300 of this byte in a row are possible: then some three at a distance of 64, from a
+        multiple of 128 on, are this byte."""
+        data = np.frombuffer(self.data, dtype=np.uint8)
+        marks = [data[start::128] == byte for start in (0, 64, 128)]
+        size = min(map(len, marks))
+        return bool((marks[0][:size] & marks[1][:size] & marks[2][:size]).any())
 
 
 def text_blocks(
