@@ -26,7 +26,7 @@ def at(step: int, **told: object) -> Progress:
 def test_a_glance():
     progress = at(7, loss=0.41321, metrics={"accuracy": 0.8123}, items_per_s=11204.3, scale=65536.0, held=1)
     assert describe(progress) == (
-        "epoch 1/2  loss 0.4132  accuracy 0.8123  11,204 items/s  scale 65536  held 1"
+        "epoch 1/2  loss 0.4132  validation accuracy 0.8123  11,204 items/s  scale 65536  held 1"
     )
     assert describe(Progress(step=1, steps=None, epoch=3, epochs=None)) == "epoch 3"
 
@@ -44,8 +44,8 @@ def test_plain_lines_are_few_but_tell_every_validation(capsys, monkeypatch):
     told.end()
     lines = capsys.readouterr().out.splitlines()
     assert 3 <= len(lines) <= 6
-    assert lines[-2] == "step 13/100  epoch 1/2  accuracy 0.5000"
-    assert lines[-1] == "step 14/100  epoch 1/2  accuracy 0.5000"
+    assert lines[-2] == "step 13/100  epoch 1/2  validation accuracy 0.5000"
+    assert lines[-1] == "step 14/100  epoch 1/2  validation accuracy 0.5000"
 
 
 def test_the_last_line_is_told_once(capsys):
@@ -53,7 +53,7 @@ def test_the_last_line_is_told_once(capsys):
     told.begin(at(0))
     told.update(at(5, metrics={"f1": 0.5}))
     told.end()
-    assert capsys.readouterr().out == "step 5/100  epoch 1/2  f1 0.5000\n"
+    assert capsys.readouterr().out == "step 5/100  epoch 1/2  validation f1 0.5000\n"
 
 
 def test_quiet_tells_findings_only(capsys):
@@ -81,7 +81,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
     told.end()
     shown = screen.getvalue()
     assert "50/100" in shown
-    assert "loss 0.5000  accuracy 0.7500" in shown
+    assert "loss 0.5000  validation accuracy 0.7500" in shown
     assert "a line above the bar" in shown
     assert "\x1b[" in shown
 

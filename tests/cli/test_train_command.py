@@ -23,7 +23,7 @@ def test_a_run_is_told_in_plain_lines(castiron, tiny, tmp_path):
     lines = said.out.splitlines()
     assert lines[0] == "Training tiny (torch) under bf16-mixed, seed 17"
     assert lines[1].startswith("Plan: bf16-mixed on cpu: 2 layers (2 in bfloat16); 16 parameters")
-    assert "step 4/4  epoch 1/1  loss 0.2500  accuracy 0.8750  held 1" in lines
+    assert "step 4/4  epoch 1/1  loss 0.2500  validation accuracy 0.8750  held 1" in lines
     assert "split    loss  accuracy" in lines[-6]
     assert lines[-5:] == [
         "train  0.2500",

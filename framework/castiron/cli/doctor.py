@@ -83,6 +83,7 @@ def _checks(device: str, runs: Path) -> Iterator[Check]:
     yield _recipes()
     yield _configs()
     yield _folders(runs)
+    yield _cache()
 
 
 def _python() -> Check:
@@ -183,30 +184,33 @@ def outlook(preset: str, capability: DeviceCapability) -> str:
 
     policy = PrecisionPolicy.preset(preset)
     families = [f for f in capability.support if f != "embedding"]
-    statuses: dict[str, list[str]] = {"native": [], "emulated": [], "unsupported": []}
+    refused: list[str] = []
+    emulated: list[tuple[float, str]] = []
     for family in families:
         support = capability.of(family, compute_of(policy, family))
-        cost = (
-            f" ({support.cost:.1f}× float32)"
-            if support.cost is not None and support.status == "emulated"
-            else ""
-        )
-        statuses[support.status].append(f"{family}{cost}")
-    refused, emulated = statuses["unsupported"], statuses["emulated"]
-    if not refused and not emulated:
-        return "runs"
+        if support.status == "unsupported":
+            refused.append(family)
+        elif support.status == "emulated":
+            cost = f" {support.cost:.1f}×" if support.cost is not None else ""
+            emulated.append((support.cost or 0.0, f"{family}{cost}"))
+    by_emulation = f"by emulation (time relative to float32: {_costliest(emulated)})" if emulated else ""
+    if not refused:
+        return f"runs {by_emulation}".rstrip()
     nearest = ""
-    if refused:
-        try:
-            judge(policy, [(f, compute_of(policy, f), f) for f in families], capability)
-        except HardwareError as e:
-            nearest = next((f.remedy for f in e.findings if f.remedy), "")
-        if len(refused) == len(families) or "matmul" in refused:
-            return f"refused. {nearest}".rstrip()
-        others = f"; by emulation: {', '.join(emulated)}" if emulated else ""
-        return f"refused for {', '.join(refused)}{others}. {nearest}".rstrip()
-    native = "runs; " if statuses["native"] else "runs "
-    return f"{native}by emulation: {', '.join(emulated)}"
+    try:
+        judge(policy, [(f, compute_of(policy, f), f) for f in families], capability)
+    except HardwareError as e:
+        nearest = next((f.remedy for f in e.findings if f.remedy), "")
+    if "matmul" in refused:  # nothing is left without matrix products
+        return f"refused. {nearest}".rstrip()
+    others = f"; the others run {by_emulation}" if by_emulation else ""
+    return f"refused for {', '.join(refused)}{others}. {nearest}".rstrip()
+
+
+def _costliest(emulated: list[tuple[float, str]], most: int = 3) -> str:
+    names = [name for _, name in sorted(emulated, reverse=True)]
+    more = f", {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _recipes() -> Check:
@@ -238,3 +242,9 @@ def _folders(runs: Path) -> Check:
     mark: Mark = "ok" if writable and free > 2**30 else "error" if not writable else "warning"
     state = "" if writable else "; it cannot be written"
     return Check(mark, "Runs", f"{runs.resolve()}{state}, {free / 2**30:.1f} GiB free")
+
+
+def _cache() -> Check:
+    from castiron.data.fetch import CACHE_VARIABLE, cache_folder
+
+    return Check("ok", "Cache", f"{cache_folder()} (another: ${CACHE_VARIABLE})")

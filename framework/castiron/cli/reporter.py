@@ -121,12 +121,13 @@ class TerminalReporter:
 
 
 def describe(progress: Progress) -> str:
-    """`epoch 2/3  loss 0.4132  accuracy 0.8123  11,204 items/s  scale 65536  held 1`."""
+    """`epoch 2/3  loss 0.4132  validation accuracy 0.8123  11,204 items/s  scale 65536  held 1`."""
     epochs = f"/{progress.epochs}" if progress.epochs else ""
     parts = [f"epoch {progress.epoch}{epochs}"]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4f}")
-    parts += [f"{name} {value:.4f}" for name, value in progress.metrics.items()]
+    if progress.metrics:
+        parts.append("validation " + " ".join(f"{n} {v:.4f}" for n, v in progress.metrics.items()))
     if progress.items_per_s:
         parts.append(f"{progress.items_per_s:,.0f} items/s")
     if progress.scale is not None:

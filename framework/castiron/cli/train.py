@@ -162,6 +162,7 @@ def _dry_run(loaded: LoadedConfig, runs: Path, name: str | None, verbosity: str)
         files.DATA,
         files.METRICS,
         "events.out.tfevents.*",
+        f"{files.ASSETS}/",
         f"{files.CHECKPOINTS}/",
         files.SUMMARY,
     )

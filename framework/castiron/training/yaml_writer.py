@@ -17,6 +17,7 @@ def as_yaml(tree: dict[str, Any], header: str = "") -> str:
     yaml.width = 4096
     yaml.representer.add_representer(float, _float)
     yaml.representer.add_representer(str, _text)
+    yaml.representer.add_representer(type(None), _null)
     out = io.StringIO()
     yaml.dump(_styled(tree, root=True), out)
     comment = "".join(f"# {line}\n" for line in header.splitlines())
@@ -43,6 +44,10 @@ def _styled(value: Any, *, root: bool = False) -> Any:
 def _is_flat(value: Any) -> bool:
     inner = value.values() if isinstance(value, dict) else value
     return not any(isinstance(v, dict | list) and v for v in inner)
+
+
+def _null(representer: Any, value: None) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
 def _text(representer: Any, value: str) -> Any:
