@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from castiron.torch.inputs import cast_inputs
 from castiron.torch.precision import Precision
 
 Applied = Callable[..., Precision]
@@ -132,6 +133,53 @@ def test_transformer_layers_in_evaluation_have_no_fast_path_around_the_plan(appl
     with torch.no_grad(), precision.forward_context():
         assert model(torch.randn(2, 3, 8)).dtype is torch.float32
     assert seen == [torch.bfloat16]
+
+
+class ConvNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.slope = nn.PReLU()
+        self.up = nn.ConvTranspose2d(8, 8, 2)
+        self.group = nn.GroupNorm(2, 8)
+        self.head = nn.Linear(8, 4)
+        self.log_softmax = nn.LogSoftmax(-1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.group(self.up(self.slope(self.norm(self.conv(x)))))
+        return self.log_softmax(self.head(x.mean((2, 3))))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
+    "conv net": (ConvNet, (torch.ones(2, 3, 8, 8),)),
+    "transformer": (
+        lambda: nn.Transformer(16, 2, 1, 1, 32, batch_first=True),
+        (torch.ones(2, 4, 16), torch.ones(2, 3, 16)),
+    ),
+    "embedding bag": (
+        lambda: nn.Sequential(nn.EmbeddingBag(10, 4), nn.Linear(4, 2)),
+        (torch.tensor([[0, 1, 2]]),),
+    ),
+    "bilinear": (lambda: nn.Bilinear(4, 4, 3), (torch.ones(2, 4), torch.ones(2, 4))),
+}
+
+
+@pytest.mark.parametrize("preset", ["bf16-mixed", "fp16-mixed", "bf16-true", "fp16-true", "float64"])
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_ordinary_models_run_under_every_preset(
+    applied: Applied, name: str, preset: str, training: bool
+) -> None:
+    make, inputs = MODELS[name]
+    model = make().train(training)
+    precision = applied(model, preset)
+    given = cast_inputs(inputs, precision.plan.policy)
+    with precision.forward_context():
+        out = model(*given)
+    assert str(out.dtype) == f"torch.{precision.plan.policy.output}"
+    out.float().square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 @pytest.mark.gpu

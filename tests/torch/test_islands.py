@@ -143,6 +143,30 @@ def test_the_softmax_inside_attention_is_wide() -> None:
     assert (weights.sum(-1) - 1).abs().max() < 1e-6  # rounded to 16 bits it would be 4e-3
 
 
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda a, b: torch.mv(a, b[0]),
+        lambda a, b: torch.dot(a[0], b[0]),
+        lambda a, b: torch.einsum("ij,kj->ik", a, b),
+        lambda a, b: torch.tensordot(a, b, dims=([1], [1])),
+        lambda a, b: torch.linalg.multi_dot([a, b, a]),
+        lambda a, b: F.bilinear(a, b, torch.ones(2, 8, 8)),
+        lambda a, b: torch.lstm_cell(a, [a, b], torch.ones(32, 8), torch.ones(32, 8))[0],
+    ],
+)
+def test_products_that_autocast_forgets_on_a_cpu_are_narrow_too(
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    a, b = torch.randn(8, 8), torch.randn(8, 8)
+    expected = product(a, b)
+    for left, right in ((a, b), (a.bfloat16(), b)):
+        with island_context(Islands(), "cpu"), torch.autocast("cpu", torch.bfloat16):
+            result = product(left, right)
+        assert result.dtype is torch.bfloat16
+        torch.testing.assert_close(result.float(), expected, rtol=0.05, atol=0.5)
+
+
 def test_narrow_running_statistics_are_written_back() -> None:
     norm = nn.BatchNorm1d(8).bfloat16()
     with island_context(Islands(), "cpu"), torch.autocast("cpu", torch.bfloat16):

@@ -98,10 +98,13 @@ def test_the_scale_stays_in_its_bounds() -> None:
 def test_a_scale_stuck_at_its_floor_is_found_after_patience() -> None:
     optimizer, scaler = SGD([parameter()], lr=0.1), make_scaler(UNUSUAL)
     for _ in range(3):  # 96 → 24 → 6, and the first overflow that meets the floor
-        assert scaler.check() is None
         one_step(scaler, optimizer, factor=NAN)
     assert scaler.counts() == {"overflows": 3, "at_floor": 1}
-    assert scaler.check() is None
+    calibrating = scaler.check()
+    assert calibrating is not None
+    assert (calibrating.code, calibrating.severity) == ("S403", "info")
+    assert calibrating.message == "gradients overflowed 3 times, and the loss scale backed off to 6"
+    assert scaler.check() is None, "said once"
     one_step(scaler, optimizer, factor=NAN)
     found = scaler.check()
     assert found is not None
@@ -114,6 +117,7 @@ def test_a_scale_stuck_at_its_floor_is_found_after_patience() -> None:
     one_step(scaler, optimizer)
     assert scaler.counts() == {"overflows": 4, "at_floor": 0}
     assert scaler.check() is None
+    assert make_scaler(NoScaling()).check() is None
 
 
 def test_two_hundred_bad_steps_do_not_harm_the_next_good_one() -> None:

@@ -1,10 +1,11 @@
 """Islands: operations that stay wide while the layers around them compute in 16 bits.
 
 torch's own autocast keeps softmax, norms and sums in float32 on CUDA, and in 16 bits on a CPU; variance and
-mean are narrow on both. castiron registers the missing rules with torch's dispatcher under the same autocast
-keys (`AutocastCPU`, `AutocastCUDA`) wherever torch has none, so that they also reach operations inside
-torch's own functions (the softmax inside attention), cost nothing elsewhere, and are traced by torch.compile
-like autocast itself.
+mean are narrow on both; some products (bilinear, matrix-vector, recurrent cells) it narrows on CUDA alone,
+and on a CPU they run in float32 or raise on mixed operands. castiron registers the missing rules with torch's
+dispatcher under the same autocast keys (`AutocastCPU`, `AutocastCUDA`) wherever torch has none, so that they
+also reach operations inside torch's own functions (the softmax inside attention), cost nothing elsewhere,
+and are traced by torch.compile like autocast itself.
 
 The rules act only inside castiron's contexts. What marks such a context must be local to the thread, reach
 the threads of backward (checkpointing recomputes a forward there), and be part of torch.compile's guards and
@@ -57,6 +58,12 @@ _OPERATIONS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Families of a policy's `islands` → operations of torch's `aten`; after torch's own list for CUDA."""
+
+_PRODUCTS = (
+    "bilinear", "mv", "addmv", "dot", "vdot", "addr", "einsum", "tensordot", "chain_matmul",
+    "linalg_multi_dot", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+)  # fmt: skip
+"""Operations that compute in the autocast format; of torch's lists that for CUDA alone has them."""
 
 _BATCH_STATISTICS = {"batch_norm", "instance_norm"}
 """These write their running statistics in place (arguments 3 and 4)."""
@@ -113,28 +120,35 @@ def install(device_type: str) -> None:
         below = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
         for bit, family in enumerate(_FAMILIES):
             for name in _OPERATIONS[family]:
-                for overload in _overloads(name):
-                    if not torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), key):
-                        library.impl(overload, _rule(overload, 1 << bit, below))
+                for overload in _overloads(name, key):
+                    library.impl(overload, _widening(overload, 1 << bit, below))
+        for name in _PRODUCTS:
+            for overload in _overloads(name, key):
+                library.impl(overload, _narrowing(overload, device_type, below))
         _libraries[device_type] = library
 
 
-def _overloads(name: str) -> list[torch._ops.OpOverload]:
-    """The functional overloads of an operation; `out=` and in-place ones bypass autocast in torch too."""
+def _overloads(name: str, key: str) -> list[torch._ops.OpOverload]:
+    """The functional overloads of an operation that torch has no rule for; `out=` and in-place ones bypass
+    autocast in torch too."""
     packet = getattr(torch.ops.aten, name, None)
     if packet is None:
         return []
     found = []
     for overload in packet.overloads():
         op = getattr(packet, overload)
-        types = [str(a.type) for a in op._schema.arguments]
-        # those without a tensor belong to TorchScript, not to the dispatcher
-        if "Tensor" in types and not op._schema.is_mutable and not any("Dimname" in t for t in types):
+        if op._schema.is_mutable or any("Dimname" in str(a.type) for a in op._schema.arguments):
+            continue
+        try:
+            known = torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)
+        except RuntimeError:
+            continue  # TorchScript's own, for numbers and lists: the dispatcher does not know it
+        if not known:
             found.append(op)
     return found
 
 
-def _rule(op: torch._ops.OpOverload, bit: int, below: torch._C.DispatchKeySet) -> Callable[..., Any]:
+def _widening(op: torch._ops.OpOverload, bit: int, below: torch._C.DispatchKeySet) -> Callable[..., Any]:
     """The operation with its 16-bit operands widened, where its family is an island; else as it is."""
     names = [a.name for a in op._schema.arguments]
     dtype_at = names.index("dtype") if "dtype" in names else None
@@ -162,5 +176,27 @@ def _rule(op: torch._ops.OpOverload, bit: int, below: torch._C.DispatchKeySet) -
                     if wide[at] is not args[at]:
                         args[at].copy_(wide[at])
             return result
+
+    return rule
+
+
+def _narrowing(
+    op: torch._ops.OpOverload, device_type: str, below: torch._C.DispatchKeySet
+) -> Callable[..., Any]:
+    """The operation with its floating-point operands in the autocast format, inside castiron's contexts."""
+    exclude, is_on = torch._C._ExcludeDispatchKeyGuard, torch.is_autocast_enabled
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, torch.Tensor):
+            eligible = value.is_floating_point() and value.dtype is not torch.float64
+            return value.to(dtype) if eligible else value
+        return [cast(v, dtype) for v in value] if isinstance(value, (list, tuple)) else value
+
+    def rule(*args: Any, **kwargs: Any) -> Any:
+        with exclude(below):
+            if is_on(_MARK):
+                dtype = torch.get_autocast_dtype(device_type)
+                args = tuple(cast(a, dtype) for a in args)
+            return op(*args, **kwargs)
 
     return rule

@@ -48,7 +48,8 @@ class NoScaler:
         return {"overflows": 0, "at_floor": 0}
 
     def check(self) -> Finding | None:
-        """The finding S401 once the scale has stood at its floor for `patience` overflows. Waits."""
+        """What there is to say since the last call: S401 once the scale has stood at its floor for `patience`
+        overflows, S403 (information) where gradients overflowed, else None. Waits for the device."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,6 +198,7 @@ class DynamicScaler(StaticScaler):
         self.scaling = scaling
         self._good: torch.Tensor | None = None
         self._pending["good"] = 0
+        self._reported = 0
 
     def _change(self, scale: torch.Tensor, found_inf: torch.Tensor) -> None:
         s, good, at_floor = self.scaling, self._good, self._at_floor
@@ -209,9 +211,11 @@ class DynamicScaler(StaticScaler):
         scale.clamp_(s.min, s.max)
 
     def check(self) -> Finding | None:
-        at_floor = self.counts()["at_floor"]
+        counts = self.counts()
+        at_floor, new = counts["at_floor"], counts["overflows"] - self._reported
+        self._reported = counts["overflows"]
         if at_floor < self.scaling.patience:
-            return None
+            return self._calibrating(new) if new > 0 else None
         return finding(
             "S401",
             f"the loss scale stands at its floor of {self.scaling.min:g}, and gradients overflowed there "
@@ -220,7 +224,17 @@ class DynamicScaler(StaticScaler):
             expected=f"fewer than {self.scaling.patience} overflows in a row at the floor",
             received=f"{at_floor}; no step was taken since",
             scale=self.get_scale(),
-            overflows=self.counts()["overflows"],
+            overflows=counts["overflows"],
+        )
+
+    def _calibrating(self, overflows: int) -> Finding:
+        times = "once" if overflows == 1 else f"{overflows} times"
+        return finding(
+            "S403",
+            f"gradients overflowed {times}, and the loss scale backed off to {self.get_scale():g}",
+            place=Place(key="precision.scaling"),
+            scale=self.get_scale(),
+            overflows=overflows,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,6 +251,7 @@ class DynamicScaler(StaticScaler):
         _check_invertible("saved scale", float(state["scale"]))
         scale = min(max(float(state["scale"]), self.scaling.min), self.scaling.max)
         self._good = None
+        self._reported = int(state["overflows"])
         self._restore({**state, "scale": scale})
 
     def _on(self, device: torch.device) -> torch.Tensor:
