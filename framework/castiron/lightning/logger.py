@@ -95,8 +95,10 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
+        """Close the files; what is logged later goes into a new event file of the same run."""
         if self._writer is not None:
-            self._writer.flush()
+            self._writer.close()
+            self._writer = None
         if self._run is not None:
             self._run.close()
 
