@@ -73,6 +73,10 @@ def imported(folder: Path) -> dict[str, str]:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 names = [node.module]
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                names = [
+                    a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)
+                ]
             for name in names:
                 top = name.partition(".")[0]
                 if top not in sys.stdlib_module_names and not top.startswith("castiron"):
