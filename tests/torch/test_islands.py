@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from castiron.policy.sections import Islands
-from castiron.torch.islands import active_islands, island_context, mask_of
+from castiron.torch.islands import _separate_compiled_graphs, active_islands, island_context, mask_of
 
 NONE = Islands(softmax=None, normalization=None, reductions=None, exponentials=None)
 
@@ -210,6 +210,17 @@ def test_compiled_graphs_have_the_islands_of_their_context() -> None:
         torch.testing.assert_close(pooled, reference[0])
     pooled.float().sum().backward()
     assert net.linear.weight.grad is not None
+
+
+@pytest.mark.parametrize(("version", "tag"), [("2.11.1", "castiron-islands"), ("2.13.0+cpu", "")])
+def test_older_caches_of_compiled_graphs_are_kept_apart(
+    monkeypatch: pytest.MonkeyPatch, version: str, tag: str
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    with torch.compiler.config.patch(cache_key_tag=""):
+        for _ in range(2):
+            _separate_compiled_graphs()
+        assert torch.compiler.config.cache_key_tag == tag
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -68,6 +68,7 @@ _PRODUCTS = (
 _BATCH_STATISTICS = {"batch_norm", "instance_norm"}
 """These write their running statistics in place (arguments 3 and 4)."""
 
+_TAG = "castiron-islands"
 _lock = threading.Lock()
 _libraries: dict[str, torch.library.Library] = {}
 
@@ -125,7 +126,18 @@ def install(device_type: str) -> None:
         for name in _PRODUCTS:
             for overload in _overloads(name, key):
                 library.impl(overload, _narrowing(overload, device_type, below))
+        _separate_compiled_graphs()
         _libraries[device_type] = library
+
+
+def _separate_compiled_graphs() -> None:
+    """Before 2.13 torch's cache of compiled graphs on disk does not tell autocast states apart: there, what
+    this process compiles is kept under a tag of its own."""
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < (2, 13):
+        config: Any = torch.compiler.config
+        if _TAG not in config.cache_key_tag:
+            config.cache_key_tag += _TAG
 
 
 def _overloads(name: str, key: str) -> list[torch._ops.OpOverload]:
