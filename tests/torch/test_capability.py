@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,8 @@ from castiron.diagnostics import HardwareError
 from castiron.formats import FORMATS
 from castiron.policy import FAMILIES, DeviceCapability, preset_outlook
 from castiron.torch import capability as module
-from castiron.torch.capability import cache_directory, device_capability, probe, resolve_device
+from castiron.torch.capability import device_capability, probe, resolve_device
+from castiron.torch.capability_cache import cache_directory
 
 CPU = torch.device("cpu")
 
@@ -182,7 +184,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module.sys, "platform", "linux")
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("CASTIRON_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory() == tmp_path / "castiron"

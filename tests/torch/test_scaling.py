@@ -16,9 +16,11 @@ from castiron.torch.scaling import (
     NoScaler,
     StaticScaler,
     make_scaler,
+    takes_verdict,
+)
+from castiron.torch.scaling_kernels import (
     multiply_and_check,
     multiply_and_check_plainly,
-    takes_verdict,
     unscale_gradients,
     update_scale,
     update_scale_plainly,

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
-import os
 import platform
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from castiron.diagnostics import HardwareError, Place, finding
 from castiron.policy import FAMILIES, DeviceCapability, Family, Support
+from castiron.torch.capability_cache import read, write
 from castiron.torch.determinism import isolated_rng, threads
 from castiron.torch.dtypes import torch_dtype
 from castiron.torch.probes import make_probe
@@ -45,11 +40,10 @@ def device_capability(device: str | torch.device = "auto", *, refresh: bool = Fa
     """
     where = resolve_device(str(device))
     identity = _identity(where)
-    path = cache_directory() / f"capability-{where.type}-{_digest(identity)}.json"
-    if not refresh and (cached := _read(path, identity)) is not None:
+    if not refresh and (cached := read(identity)) is not None:
         return cached
     capability = probe(where)
-    _write(path, identity, capability)
+    write(identity, capability)
     return capability
 
 
@@ -226,7 +220,7 @@ def _dotted(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"
 
 
-# --- identity and cache -------------------------------------------------------------------------------
+# --- identity ----------- -------------------------------------------------------------------------------
 
 
 def device_name(device: torch.device) -> str:
@@ -238,17 +232,6 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def cache_directory() -> Path:
-    """Where castiron keeps what it found out: $CASTIRON_CACHE, else the user's cache directory."""
-    if chosen := os.environ.get("CASTIRON_CACHE"):
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "castiron"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "castiron" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "castiron"
 
 
 def _identity(device: torch.device) -> dict[str, Any]:
@@ -278,35 +261,3 @@ def _driver_version() -> str:
     with contextlib.suppress(AttributeError, RuntimeError):
         return str(getattr(torch._C, "_cuda_getDriverVersion")())  # noqa: B009 - only in builds with CUDA
     return "unknown"
-
-
-def _digest(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _read(path: Path, identity: dict[str, Any]) -> DeviceCapability | None:
-    """The cached result; None where there is none, or it is damaged or of another machine."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["identity"] != identity:
-            return None
-        return DeviceCapability.model_validate(record["capability"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
-        return None
-
-
-def _write(path: Path, identity: dict[str, Any], capability: DeviceCapability) -> None:
-    """Write under another name and rename, so that a reader never sees half a file. A cache that cannot be
-    written is no error: the next run probes again."""
-    text = json.dumps({"identity": identity, "capability": capability.model_dump(mode="json")}, indent=1)
-    temporary = None
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-        temporary = None
-    if temporary is not None:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)

@@ -15,8 +15,7 @@ def stochastic_round_(
     from the lower, over their distance. A bfloat16 is the upper half of a float32's bits, so a random number
     of 16 bits is added below it and the lower half cut off (as in torchao's optimizers; Gupta et al. 2015,
     "Deep Learning with Limited Numerical Precision"). Values that bfloat16 holds stay what they are, also
-    infinities and NaN; what is finite stays finite, the largest magnitudes excepted by nobody: they are
-    rounded towards zero where the upper neighbour is infinite.
+    infinities and NaN; what is finite stays finite (the lower neighbour, where the upper is infinite).
 
     Raises:
         TypeError: other formats.
