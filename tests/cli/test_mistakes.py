@@ -64,8 +64,8 @@ def tiny(user_recipe, fake_backend, tmp_path):
          "error D130  Expected a file. Received {tmp}/nope.csv, which does not exist at argument "
          "'data.train=nope.csv', key 'data.train'.", None),
         (["train", "a.yaml", "data.embedded=false", "--dry-run"],
-         "error X804  This config is made for data of yours, and names none. Expected a path. Received null at "
-         "argument 'data.embedded=false', key 'data.train'.",
+         "error X804  This config is made for data of yours, and names none. Expected a path as data.train. "
+         "Received null at argument 'data.embedded=false', key 'data.embedded'.",
          "Name the files: data.train=FILE data.validation=FILE data.test=FILE."),
         # names and places of runs
         (["train", "a.yaml", "--name", "a/b"],

@@ -70,7 +70,6 @@ datas = st.one_of(
             ),
             "batch_size": counts,
             "bucket": st.booleans(),
-            "workers": st.integers(0, 9),
             "embedded": st.booleans(),
             "hold_out": st.fixed_dictionaries(
                 {},

@@ -94,8 +94,9 @@ def test_a_config_made_for_files_says_so(tiny):
     with pytest.raises(ConfigError) as error:
         tiny("data.embedded=false")
     assert str(error.value) == (
-        "X804 This config is made for data of yours, and names none. Expected a path. Received null at key "
-        "'data.train'. Name the files: data.train=FILE data.validation=FILE data.test=FILE."
+        "X804 This config is made for data of yours, and names none. Expected a path as data.train. "
+        "Received null at key 'data.embedded'. "
+        "Name the files: data.train=FILE data.validation=FILE data.test=FILE."
     )
 
 

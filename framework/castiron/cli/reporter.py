@@ -112,7 +112,7 @@ class TerminalReporter:
             TextColumn("{task.fields[text]}", markup=False),
             TimeRemainingColumn(),
             console=console.rich_console(),
-            refresh_per_second=4,
+            refresh_per_second=2,
         )
         self._task = self._bar.add_task(
             "", total=progress.steps, completed=progress.step, text=describe(progress)

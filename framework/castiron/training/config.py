@@ -78,8 +78,6 @@ class DataConfig(Section):
     """Rows in a batch."""
     bucket: bool = True
     """Put rows of similar length into one batch, where the recipe has rows of different lengths."""
-    workers: NonNegativeInt = 0
-    """Threads that prepare batches ahead."""
 
     @field_validator("train", "validation", "test")
     @classmethod

@@ -23,8 +23,8 @@ def no_training_data(severity: Severity = "error") -> Finding:
     return finding(
         "X804",
         "This config is made for data of yours, and names none.",
-        place=Place(key="data.train"),
-        expected="a path",
+        place=Place(key="data.embedded"),
+        expected="a path as data.train",
         received="null",
         remedy="Name the files: data.train=FILE data.validation=FILE data.test=FILE.",
         severity=severity,

@@ -23,7 +23,6 @@ SYNONYMS = {
     "val": "validation",
     "valid": "validation",
     "dev": "validation",
-    "num_workers": "workers",
     "sep": "delimiter",
     "torch_compile": "compile",
     "log_every_n_steps": "log_every",
