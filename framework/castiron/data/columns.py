@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from castiron.data.missing import FittedMissing, FittedValue
 from castiron.data.readers.source import Cells, Numbers
 from castiron.data.report import BadCell, ColumnReport
 from castiron.data.schema import Field
+from castiron.data.store import ArrayStore, TextStore, fit
 from castiron.formats import number_format
 from castiron.policy.sections import CastSection
 
@@ -93,7 +93,9 @@ class ColumnBuilder:
         self._casts = casts
         self._fitted = fitted
         self._keep = keep
-        self._chunks: list[np.ndarray | pa.Array] = []
+        self._store: ArrayStore | TextStore = TextStore()
+        if part.dtype is not None:
+            self._store = ArrayStore(number_format(part.dtype).numpy_dtype, part.shape)
         self._gaps: list[np.ndarray] = []
         """Flat positions, over all rows kept, that a statistic will fill."""
         self._rows = 0
@@ -280,59 +282,30 @@ class ColumnBuilder:
             self._gaps.append(self._rows * self._size + gaps)
         self._rows += len(values)
         if self._keep:
-            if isinstance(values, pa.Array):
-                values = values.cast(pa.large_string())
-            self._chunks.append(values)
+            self._store.append(values)
         self._values = self._block_gaps = None
 
-    def restart(self) -> None:
-        """Begin a new piece of the column; the report goes on."""
-        self._gaps = []
-        self._rows = 0
-
     def finish(self) -> tuple[np.ndarray | pa.ChunkedArray, FittedValue | None]:
-        """The whole column, gaps filled; and the statistic, where one was fitted here.
+        """The whole column, gaps filled, and the statistic, where one was fitted here; then begins anew,
+        while the report goes on.
 
         Raises:
-            LookupError: there is nothing to take the statistic from, or it was not fitted.
+            LookupError: there is nothing to take the statistic from.
         """
-        part, chunks = self.part, self._chunks
-        report = self.report
+        part, report = self.part, self.report
         report.exact = report.values - report.rounded - report.lossy - report.bad - report.missing
-        self._chunks = []
-        if not self._keep:
-            return np.zeros(0), None
-        if part.is_text:
-            return pa.chunked_array(chunks, type=pa.large_string()), None
-        assert part.dtype is not None
-        dtype = number_format(part.dtype).numpy_dtype
-        values = np.empty((self._rows, *part.shape), dtype=dtype)
-        row = 0
-        for i, chunk in enumerate(chunks):
-            values[row : row + len(chunk)] = chunk
-            row += len(chunk)
-            chunks[i] = np.empty(0)  # let go of each piece as soon as it is copied
+        values = self._store.finish()
+        gaps = np.concatenate(self._gaps) if self._gaps else np.zeros(0, dtype=np.int64)
+        self._gaps, self._rows = [], 0
+        if not isinstance(values, np.ndarray) or not self._keep:
+            return values, None
         statistic = part.missing.treatment
         if statistic not in ("mean", "median"):
             return values, None
-        gaps = np.concatenate(self._gaps) if self._gaps else np.zeros(0, dtype=np.int64)
-        if self._fitted is None:
-            fitted = _fit(values, gaps, statistic)
-            if fitted is None and not len(gaps):
-                return values, None
-        else:
-            fitted = self._fitted.values.get(part.name)
-        if fitted is None:
-            raise LookupError(part.name)
-        values.reshape(-1)[gaps] = cast(np.array([fitted.value]), part.dtype).values[0]
+        fitted = fit(values, gaps, statistic) if self._fitted is None else self._fitted.values.get(part.name)
+        if len(gaps):
+            if fitted is None:
+                raise LookupError(part.name)
+            assert part.dtype is not None
+            values.reshape(-1)[gaps] = cast(np.array([fitted.value]), part.dtype).values[0]
         return values, fitted if self._fitted is None else None
-
-
-def _fit(values: np.ndarray, gaps: np.ndarray, statistic: Literal["mean", "median"]) -> FittedValue | None:
-    present = np.ones(values.size, dtype=bool)
-    present[gaps] = False
-    known = values.reshape(-1)[present].astype(np.float64)
-    if not known.size:
-        return None
-    value = float(known.mean() if statistic == "mean" else np.median(known))
-    return FittedValue(statistic=statistic, value=value, rows=int(known.size))

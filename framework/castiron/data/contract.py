@@ -153,7 +153,7 @@ class _Load:
             )
 
     def whole(self) -> Dataset:
-        if self._keep and self._report.split != "train":
+        if self._keep and (self._report.split != "train" or self._fitted is not None):
             self._need_fitted()
         try:
             for _ in self._blocks():
@@ -194,9 +194,7 @@ class _Load:
                 break
             columns = {}
             for name in self._present or ():
-                builder = self._builders[name]
-                columns[name], _ = builder.finish()
-                builder.restart()
+                columns[name], _ = self._builders[name].finish()
             start, count, keep = self._kept[-1]
             kept = start + (np.arange(count) if keep is None else np.flatnonzero(keep))
             report = self._report.model_copy(update={"rows": self._rows_left(), "rows_read": self._rows_read})

@@ -230,7 +230,9 @@ class _BlockParser:
         for name, where in source.columns.located.items():
             part = source._schema[name]
             fast = _wants_numbers(part) and source._strikes.get(name, 0) < _STRIKES
-            types[f"c{where.position}"] = _number_type(part) if fast else pa.string()
+            column, kind = f"c{where.position}", _number_type(part) if fast else pa.string()
+            # Two fields that read one column as different things both read its text.
+            types[column] = kind if types.get(column, kind) == kind else pa.string()
         if any(part.dtype != "bool" and _is_integer(part) for part in source._schema.fields):
             self._refuse_hexadecimal(types)
         names = {f"c{where.position}": name for name, where in source.columns.located.items()}

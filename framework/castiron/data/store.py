@@ -1,0 +1,70 @@
+"""A column as it grows, and the statistics that fill its gaps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from castiron.data.missing import FittedValue
+
+_FIRST = 1 << 16
+"""Rows that there is room for at first."""
+
+
+class ArrayStore:
+    """Rows of one format, appended piece by piece [rows, *shape].
+
+    The room is doubled when it runs out; pages that nothing was written to take no memory, so the peak is
+    the column itself and, for a moment, one copy of it.
+    """
+
+    def __init__(self, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        self._room = np.empty((0, *shape), dtype=dtype)
+        self.rows = 0
+
+    def append(self, values: np.ndarray) -> None:
+        needed = self.rows + len(values)
+        if needed > len(self._room):
+            rows = max(needed, 2 * len(self._room), _FIRST)
+            room = np.empty((rows, *self._room.shape[1:]), dtype=self._room.dtype)
+            room[: self.rows] = self._room[: self.rows]
+            self._room = room
+        self._room[self.rows : needed] = values
+        self.rows = needed
+
+    def finish(self) -> np.ndarray:
+        """All rows; the store is empty afterwards."""
+        values = self._room
+        self._room, rows, self.rows = values[:0].copy(), self.rows, 0
+        values.resize((rows, *values.shape[1:]), refcheck=False)  # hands the rest of the room back
+        return values
+
+
+class TextStore:
+    """Rows of text, appended piece by piece."""
+
+    def __init__(self) -> None:
+        self._chunks: list[pa.Array] = []
+        self.rows = 0
+
+    def append(self, values: pa.Array) -> None:
+        self._chunks.append(values.cast(pa.large_string()))
+        self.rows += len(values)
+
+    def finish(self) -> pa.ChunkedArray:
+        """All rows; the store is empty afterwards."""
+        chunks, self._chunks, self.rows = self._chunks, [], 0
+        return pa.chunked_array(chunks, type=pa.large_string())
+
+
+def fit(values: np.ndarray, gaps: np.ndarray, statistic: Literal["mean", "median"]) -> FittedValue | None:
+    """The statistic of all values but those at the flat positions `gaps`, in float64; None of none."""
+    present = np.ones(values.size, dtype=bool)
+    present[gaps] = False
+    known = values.reshape(-1)[present].astype(np.float64)
+    if not known.size:
+        return None
+    value = float(known.mean() if statistic == "mean" else np.median(known))
+    return FittedValue(statistic=statistic, value=value, rows=int(known.size))
