@@ -10,6 +10,7 @@ CALLS = {
     "loss": ("train",),
     "metric": ("accuracy", "validation"),
     "data_report": ("test",),
+    "logged": ("own_value",),
     "stored_bytes": ("parameters", "bfloat16"),
     "computing_layers": ("bfloat16",),
 }
