@@ -65,6 +65,16 @@ def load_weights(module: RecipeModule, path: Path) -> None:
         ) from e
 
 
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning validates right after this training batch.
+
+    What it saves between the two it resumes after both: a state for resuming is then taken after validation.
+    """
+    loop = trainer.fit_loop
+    fetcher = loop._data_fetcher
+    return fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
+
+
 class RunCheckpoints(Checkpoint):
     """Keeps the last and the best state of a run.
 
@@ -124,7 +134,7 @@ class RunCheckpoints(Checkpoint):
     # --- hooks -------------------------------------------------------------------------------------
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        if self.every and trainer.global_step and trainer.global_step % self.every == 0:
+        if self._is_due(trainer.global_step) and not validation_follows(trainer):
             self.write_last(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -136,11 +146,14 @@ class RunCheckpoints(Checkpoint):
             self.best_score, self.best_step = score, trainer.global_step
             self.best_metrics = dict(module.results)
             self.write(trainer, self.best)
-        if self.every is None:
+        if self.every is None or self._is_due(trainer.global_step):
             self.write_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.write_last(trainer)
+
+    def _is_due(self, step: int) -> bool:
+        return self.every is not None and step > 0 and step % self.every == 0
 
     def _is_better(self, score: float) -> bool:
         if math.isnan(score):

@@ -124,7 +124,7 @@ def make_trainer(job: Job, callbacks: Sequence[pl.Callback]) -> Trainer:
     """Lightning's Trainer as a config says. What Lightning would print, log and save itself is off: a run
     directory has one writer."""
     config = job.config.trainer
-    return Trainer(
+    trainer = Trainer(
         job.config.precision,
         accelerator={"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[config.device],
         devices=config.devices,
@@ -144,3 +144,6 @@ def make_trainer(job: Job, callbacks: Sequence[pl.Callback]) -> Trainer:
         use_distributed_sampler=False,
         default_root_dir=str(job.run.path),
     )
+    # GracefulStop has the signals; Lightning's own handler would end training without a checkpoint.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer

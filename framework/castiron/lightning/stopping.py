@@ -10,7 +10,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
-from castiron.lightning.checkpoints import RunCheckpoints
+from castiron.lightning.checkpoints import RunCheckpoints, validation_follows
 
 Reason = Literal["interrupted", "stopped"]
 
@@ -56,7 +56,8 @@ class GracefulStop(Checkpoint):
         self._asked = self._REASONS[number]
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        self._stop_if_asked(trainer)
+        if not validation_follows(trainer):
+            self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # A validation under way is finished: half of one cannot be resumed.
