@@ -171,6 +171,12 @@ def test_a_quote_that_is_never_closed() -> None:
     ]
 
 
+def test_a_bad_byte_in_a_row_of_another_width() -> None:
+    assert refused("a.csv", b"x,t\n1,2,\xff\n") == [
+        "D133 Expected text in utf-8. Received byte 0xff as byte 5 of the line at a.csv:2."
+    ]
+
+
 def test_encodings() -> None:
     latin = "x,t\n1,caf\u00e9\n2,\u2026\n".encode("windows-1252")
     assert refused("a.csv", latin, X, T) == [
@@ -310,6 +316,11 @@ def test_json_lines_that_are_no_objects() -> None:
     data = read("a.jsonl", text, bad_rows="drop")
     assert data["x"].tolist() == [1]
     assert refused("a.jsonl", '[{"x":1},\n{"x":2}]\n')[0].startswith("D125")
+
+
+@pytest.mark.parametrize("text", ["null\n", 'null\n{"x": 1}\n', '{"x": 1}\nnull\n', " null", "nullx"])
+def test_a_line_of_null_is_no_row(text: str) -> None:
+    assert refused("a.jsonl", text)[0].startswith("D125 Expected one JSON object on the line. Received '")
 
 
 def test_json_values_of_other_types() -> None:

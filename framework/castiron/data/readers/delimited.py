@@ -85,6 +85,7 @@ class DelimitedSource:
             )
             first = True
             for block in blocks:
+                check_utf8(self.file, block.data, block.first_line)
                 skip = 0
                 if first:
                     if not len(block.scan.starts()):
@@ -111,7 +112,6 @@ class DelimitedSource:
 
     def _header(self, block: TextBlock) -> list[str]:
         row = block.scan.text(0)
-        check_utf8(self.file, row, block.first_line)
         lines = io.StringIO(row.decode("utf-8"), newline="")
         try:
             if self._quoting:
@@ -226,7 +226,7 @@ class _BlockParser:
     def table(self) -> tuple[pa.Table, int]:
         """The columns, and the number of rows left out for their width."""
         source = self._source
-        types = {}
+        types: dict[str, pa.DataType] = {}
         for name, where in source.columns.located.items():
             part = source._schema[name]
             fast = _wants_numbers(part) and source._strikes.get(name, 0) < _STRIKES
@@ -242,8 +242,6 @@ class _BlockParser:
             try:
                 table = self._parse(types, wrong)
             except pa.ArrowInvalid as error:
-                if "UTF8" in str(error):
-                    check_utf8(source.file, self._block.data, self._block.first_line)
                 match = _CONVERSION.match(str(error))
                 column = f"c{match.group(1)}" if match else ""
                 if types.get(column, pa.string()) == pa.string():
@@ -287,12 +285,7 @@ class _BlockParser:
 
     def _as_text(self, column: str) -> pa.ChunkedArray:
         if column not in self._texts:
-            wrong: list[int] = []
-            try:
-                self._texts[column] = self._parse({column: pa.string()}, wrong).column(column)
-            except pa.ArrowInvalid:
-                check_utf8(self._source.file, self._block.data, self._block.first_line)
-                raise
+            self._texts[column] = self._parse({column: pa.string()}, []).column(column)
         return self._texts[column]
 
 

@@ -38,6 +38,13 @@ class JsonLines:
         self._starts, self._ends = starts[keep], ends[keep]
         self.numbers = numbers[keep]
 
+    @property
+    def all_open_an_object(self) -> bool:
+        """Whether every line begins with a brace. (pyarrow 26 takes a line `null` for a row of nulls, and
+        crashes the process where it is the first of a block.)"""
+        first = np.frombuffer(self.block.data, dtype=np.uint8)[self._starts]
+        return bool((first == ord("{")).all())
+
     @cached_property
     def objects_head(self) -> list[dict[str, Any]]:
         """The first rows, to learn keys and kinds from."""

@@ -105,7 +105,7 @@ class JsonLinesSource:
     def _parsed(self, lines: JsonLines) -> pa.Table | None:
         """The block as pyarrow reads it; None where a row or a cell is not of the expected kind."""
         labels = {name: where.label for name, where in self.columns.located.items()}
-        if len(set(labels.values())) < len(labels):
+        if len(set(labels.values())) < len(labels) or not lines.all_open_an_object:
             return None
         explicit = pa.schema([(labels[name], self._kinds[name]) for name in labels])
         data = lines.block.data
