@@ -149,7 +149,7 @@ def package(here):
     return folder
 
 
-def test_the_default_config_in_the_recipes_package_lies_beneath(package):
+def test_the_default_config_serves_where_the_recipe_is_named_and_not_beneath_a_file(package):
     recipe = find_recipe(f"{package}/recipe.py:Mine")
     assert default_config(recipe) == package / "default.yaml"
     assert load_config(f"{package}/recipe.py:Mine").config.seed == 99
@@ -157,7 +157,7 @@ def test_the_default_config_in_the_recipes_package_lies_beneath(package):
         f"recipe: {package.name}/recipe.py:Mine\ndata: {{columns: {{text: b}}}}\n"
     )
     config = load_config("b.yaml").config
-    assert config.seed == 99
+    assert config.seed == RunConfig.model_fields["seed"].default
     assert config.data.columns == {"text": "b"}
 
 

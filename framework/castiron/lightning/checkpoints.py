@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import random
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -44,25 +44,39 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def load_weights(module: RecipeModule, path: Path) -> None:
-    """Load a checkpoint's weights, averaged where the run kept an average. Runs no code from the file.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, its tensors mapped from the file. Runs no code from the file.
 
     Raises:
-        RunError: the file is damaged, or is of another model.
+        RunError: the file is missing or damaged (X822).
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state = dict(checkpoint["state_dict"])
-        state |= {f"model.{name}": value for name, value in averaged_weights(checkpoint).items()}
-        module.load_state_dict(state)
-    except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as e:
-        raise RunError(
-            finding(
-                "X822",
-                f"The checkpoint cannot be loaded: {str(e).splitlines()[0] if str(e) else type(e).__name__}",
-                place=Place(file=str(path)),
-            )
-        ) from e
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint["state_dict"].keys(), checkpoint["global_step"]
+    except (RuntimeError, KeyError, TypeError, AttributeError, EOFError, OSError, UnpicklingError) as e:
+        raise _not_loaded(path, e) from e
+    return checkpoint
+
+
+def load_weights(module: RecipeModule, path: Path) -> None:
+    """Load a checkpoint's weights, averaged where the run kept an average.
+
+    Raises:
+        RunError: the file is damaged, or is of another model (X822).
+    """
+    checkpoint = read_checkpoint(path)
+    average = {f"model.{name}": value for name, value in averaged_weights(checkpoint).items()}
+    try:
+        module.load_state_dict({**checkpoint["state_dict"], **average})
+    except RuntimeError as e:
+        raise _not_loaded(path, e) from e
+
+
+def _not_loaded(path: Path, error: Exception) -> RunError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return RunError(
+        finding("X822", f"The checkpoint cannot be loaded: {reason}", place=Place(file=str(path)))
+    )
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:

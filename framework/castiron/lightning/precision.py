@@ -146,6 +146,10 @@ class PrecisionPlugin(Precision):
         """The scale of the loss; None where it is not scaled. Waits for the device."""
         return self._scaler.get_scale() if self._scaler.active else None
 
+    def check_scale(self) -> Finding | None:
+        """What there is to say of the loss scale (S4xx), once per condition. Waits for the device."""
+        return self._scaler.check()
+
     def _update_scale(self) -> None:
         if self._stepped:
             self._scaler.update()

@@ -28,6 +28,7 @@ class Recorder(pl.Callback):
         self._logged = 0
         self._items = 0
         self._since = 0.0
+        self._told: set[str] = set()
         self.started = 0.0
         self.items_per_s = 0.0
         """Rows per second since the last log, validation left out."""
@@ -74,6 +75,7 @@ class Recorder(pl.Callback):
         scale = _scale(trainer)
         if scale is not None:
             values[tags.loss_scale()] = scale
+            self._check_scale(trainer)
         self._writer.scalars(values, step)
         row: dict[str, Any] = {"step": step, "epoch": round(epoch, 4), "train/loss": self.train_loss}
         row |= {"learning_rate" if not name else f"learning_rate/{name}": r for name, r in rates.items()}
@@ -82,6 +84,15 @@ class Recorder(pl.Callback):
             row["loss_scale"] = scale
         self._run.log_metrics(row)
         self._reporter.update(self._progress(trainer, module))
+
+    def _check_scale(self, trainer: pl.Trainer) -> None:
+        """Say once when the scale stands at its floor, or has settled after calibrating."""
+        plugin = trainer.precision_plugin
+        found = plugin.check_scale() if isinstance(plugin, PrecisionPlugin) else None
+        if found is not None and found.code not in self._told:
+            self._told.add(found.code)
+            self._reporter.findings([found])
+            self._writer.text(tags.findings(), f"- **{found.severity} {found.code}** {found.sentence()}")
 
     # --- evaluation --------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 
 from castiron.health.writer import EventWriter
 from castiron.lightning.averaging import AverageWeights
-from castiron.lightning.checkpoints import RunCheckpoints, load_weights
+from castiron.lightning.checkpoints import RunCheckpoints, load_weights, read_checkpoint
 from castiron.lightning.compiling import CompileModel
 from castiron.lightning.early_stopping import StopEarly
 from castiron.lightning.loaders import TorchLoader
@@ -36,7 +36,10 @@ class TrainingRun:
         job = self._job
         for note in self._prepared.recipe.notes:
             job.reporter.say(note)
-        with EventWriter(job.run.path, on_problem=lambda f: job.reporter.findings([f])) as writer:
+        resumed_at = read_checkpoint(job.checkpoint)["global_step"] if job.checkpoint else None
+        with EventWriter(
+            job.run.path, on_problem=lambda f: job.reporter.findings([f]), resumed_at=resumed_at
+        ) as writer:
             try:
                 outcome = self._fit(writer)
             except BaseException:

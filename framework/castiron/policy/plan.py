@@ -240,6 +240,9 @@ def _row(policy: PrecisionPolicy, layer: LayerInfo, settings: dict[str, tuple[st
     param = chosen["param"][0]
     if layer.family == "embedding":
         chosen["compute"] = (param, "a lookup: nothing is computed")
+    if layer.family == "softmax" and "output" not in settings:
+        # What was kept wide is not rounded right after: log-probabilities go into a loss.
+        chosen["output"] = (chosen["compute"][0], "island: softmax")
     buffers = chosen["buffers"][0]
     return PlanRow(
         path=layer.path,

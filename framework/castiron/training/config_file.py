@@ -1,6 +1,7 @@
 """From a config file, or a recipe's name, and arguments to a validated config; every mistake at once.
 
-What is stated later wins: defaults of the fields < the recipe's default config < the file < the arguments.
+What is stated later wins: defaults of the fields < the file, or the default config of a recipe that is
+named in its place < the arguments.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def load_config(
     recipe, trouble = _recipe(stated, folder)
     problems += trouble
     merged = stated
-    if recipe is not None and (default := default_config(recipe)) and not _same(default, named.file):
+    if named.file is None and recipe is not None and (default := default_config(recipe)):
         base = read_file(default, _shown(default))
         problems += base.findings
         merged = Merged([base, *documents], is_open=_open_keys(recipe))
@@ -247,13 +248,6 @@ def _shown(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except (ValueError, OSError):
         return str(path)
-
-
-def _same(a: Path, b: Path | None) -> bool:
-    return b is not None and os.path.exists(b) and os.path.samefile(a, b)
-
-
-# --- steps of loading ------------------------------------------------------------------------------
 
 
 def _only_recipe(name: str) -> Document:

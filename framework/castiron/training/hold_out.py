@@ -10,11 +10,11 @@ from castiron.training.config import HoldOut
 
 
 def hold_out(train: Dataset, by: HoldOut) -> dict[str, Dataset]:
-    """Split training data as declared: `train`, and `validation` and `test` where rows are held out for them.
+    """Split training data as declared: `train`, and `validation` and `test` where rows are held out.
 
-    Rows are chosen by a permutation of the row numbers under `by.seed` (NumPy's PCG64), test rows first. A row
-    whose texts are those of a test row is left out of training and validation, and one whose texts are those
-    of a validation row is left out of training: what a model has seen is no test of it.
+    Rows are chosen by a permutation of the row numbers under `by.seed` (NumPy's PCG64), test rows first. A
+    row whose texts are those of a test row is left out of training and validation, and one whose texts are
+    those of a validation row is left out of training: what a model has seen is no test of it.
 
     Raises:
         ConfigError: more rows are held out than there are (X803).

@@ -102,7 +102,7 @@ class Recipe:
         """Load what `save` saved; called in place of `learn` when a run is resumed or used."""
 
     def questions(self, inputs: Sequence[str | Mapping[str, Any]]) -> Dataset:
-        """What `predict` was given, as rows: a text is the schema's one text field, a mapping names fields."""
+        """What `predict` was given, as rows: a text is the one text field, a mapping names fields."""
         return dataset_of(self.schema(), inputs)
 
     # --- model -------------------------------------------------------------------------------------

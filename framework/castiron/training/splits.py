@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from castiron.data import Dataset, DataReport, FittedMissing, ReadOptions, check, load
+from castiron.data import DataReport, Dataset, FittedMissing, ReadOptions, check, load
 from castiron.diagnostics import CastironError, ConfigError, Finding, Place, Severity, finding
 from castiron.training.config import RunConfig
 from castiron.training.hold_out import hold_out
@@ -33,7 +33,7 @@ def no_training_data(severity: Severity = "error") -> Finding:
 
 @contextmanager
 def about_key(key: str) -> Iterator[None]:
-    """Errors raised within that have no place (a file is not there) get the key of the config that says so."""
+    """Errors within that have no place (a file is not there) get the key of the config that says so."""
     try:
         yield
     except CastironError as e:
@@ -90,7 +90,7 @@ def load_splits(
         folder: where embedded data is written.
         wanted: splits to load. Training data is read for the others too where these are held out of it, or
             where values are to be fitted on it.
-        fitted: values that stand in for missing ones, as saved with the run; None: fitted on the training data.
+        fitted: values that stand in for missing ones, as saved with the run; None: fitted on training data.
 
     Raises:
         DataError: the files break the contract.
