@@ -516,8 +516,14 @@ def test_numpy_arrays_that_are_refused() -> None:
         "D107 Expected uint8 for field 'x'. Received 256 (int64) at a.npz, row 2."
     ]
     assert refused("b.npz", b"garbage")[0].startswith("D134 Expected a NumPy archive (.npz).")
-    whole = Path("a.npz").read_bytes()
+    np.savez("c.npz", x=np.zeros(100, np.float32))
+    whole = Path("c.npz").read_bytes()
     assert refused("c.npz", whole[:-40])[0].startswith("D134")
+    flipped = bytearray(whole)
+    flipped[300] ^= 1
+    assert refused("c.npz", bytes(flipped))[0].startswith(
+        "D134 Expected a NumPy archive (.npz). Received a damaged one (Bad CRC-32 for file 'x.npy') at c.npz."
+    )
 
 
 # --- streams -------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,11 @@ from castiron.diagnostics import DataError, Finding, Place, finding
 
 _PIECE = 4 << 20
 """Bytes of one array read at a time."""
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, SyntaxError,
+    OSError, EOFError, ValueError, KeyError, ArithmeticError, RuntimeError,
+)  # fmt: skip
+"""What zipfile and numpy.lib.format raise on files that are broken (or locked by a password)."""
 
 
 class NpzSource:
@@ -63,7 +70,9 @@ class NpzSource:
                     count = min(step, rows - start)
                     columns = {n: self._cells(self._schema[n], a.read(count)) for n, a in arrays.items()}
                     yield Block(count, columns, start + 1)
-            except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+                for array in arrays.values():
+                    array.end()
+            except _DAMAGE as error:
                 raise self.file.damaged("a NumPy archive (.npz)", error) from None
 
     def _check(self, arrays: Mapping[str, _Member]) -> int:
@@ -150,6 +159,16 @@ class _Member:
             return np.ascontiguousarray(self._whole[self._row - rows : self._row])
         data = self._exactly(rows * self.row_bytes)
         return np.frombuffer(data, dtype=self.dtype).reshape(rows, *self.shape[1:])
+
+    def end(self) -> None:
+        """Read past the end: zipfile checks the checksum only there.
+
+        Raises:
+            ValueError: the array goes on after its last row.
+            BadZipFile: the checksum is wrong.
+        """
+        if self._file.read(1):
+            raise ValueError("an array is longer than its header says")
 
     def _exactly(self, size: int) -> bytes:
         data = self._file.read(size)

@@ -64,7 +64,7 @@ class ParquetSource:
                     if batch.num_rows:
                         yield self._read(batch, row)
                     row += batch.num_rows
-            except (pa.ArrowInvalid, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise self.file.damaged("a Parquet file", error) from None
 
     def _begin(self, schema: pa.Schema) -> None:
