@@ -39,6 +39,9 @@ def load(
 ) -> Dataset:
     """Read files into a data set that keeps its contract.
 
+    A number in text is read to its nearest float64 and judged from there; an integer in text is judged as
+    it is written. Blank lines are no rows.
+
     Args:
         paths: files and globs, read in this order.
         schema: the fields.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -45,10 +46,13 @@ def judge_labels(cells: Texts, part: Field, spellings: tuple[str, ...]) -> Judge
     judged.lowest, judged.highest = bounds(np.asarray(judged.values), found != 0)
     if unknown.any():
 
-        def received(i: int) -> str:
-            word = original[i].as_py()
+        @functools.cache  # by word: a wrong label is seldom alone
+        def described(word: str) -> str:
             near = difflib.get_close_matches(word.strip(), meaning or (), n=1)
             return f"{shown(word)} (text){f', close to {near[0]!r}' if near else ''}"
+
+        def received(i: int) -> str:
+            return described(original[i].as_py())
 
         code = "D115" if meaning is None else "D114"
         judged.faults.append(Faults(code, "bad", np.flatnonzero(unknown), received, expected=_expected(part)))
