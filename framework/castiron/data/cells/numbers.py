@@ -40,7 +40,7 @@ def judge_numbers(cells: Numbers, part: Field) -> Judged | None:
     if doubtful and within is not None:
         if max(-within[0], within[1]) >= _EXACT:
             return None
-        if cells.may_underflow and cells.may_underflow() and _has_zeros(values, missing):
+        if cells.may_underflow and _has_zeros(values, missing) and cells.may_underflow():
             return None
     result = cast(values, part.dtype, tolerance=part.tolerance, within=within)
     if doubtful and within is not None and _maybe_integers(values, result, part, within):

@@ -48,9 +48,8 @@ class TextBlock:
         """Whether 300 of this byte in a row are possible: then some three at a distance of 64, from a
         multiple of 128 on, are this byte."""
         data = np.frombuffer(self.data, dtype=np.uint8)
-        marks = [data[start::128] == byte for start in (0, 64, 128)]
-        size = min(map(len, marks))
-        return bool((marks[0][:size] & marks[1][:size] & marks[2][:size]).any())
+        starts = np.flatnonzero(data[:-128:128] == byte) * 128
+        return bool(((data[starts + 64] == byte) & (data[starts + 128] == byte)).any())
 
 
 def text_blocks(
