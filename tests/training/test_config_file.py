@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from castiron.diagnostics import ConfigError, Place, finding
+from castiron.training.config import RunConfig
 from castiron.training.config_file import configure, default_config, load_config, name_of
 from castiron.training.config_merge import Merged
 from castiron.training.overrides import read_overrides, split_key
