@@ -82,7 +82,12 @@ def test_configs(block: str) -> None:
 def test_python(block: str) -> None:
     """It compiles, and what it imports is there."""
     tree = ast.parse(block)
-    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Import)
+        or (isinstance(node, ast.ImportFrom) and node.module != "my_recipe")  # a file of the page's own
+    ]
     exec(compile(ast.Module(imports, []), "example", "exec"), {})
 
 

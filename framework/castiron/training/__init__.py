@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from castiron.training.backend import Backend, Job, Outcome, load_backend
     from castiron.training.config import RunConfig
     from castiron.training.config_file import LoadedConfig, configure, load_config
-    from castiron.training.launch import resume, train
+    from castiron.training.launch import resume, train, train_recipe
     from castiron.training.recipe import Batch, Recipe
     from castiron.training.registry import find_recipe, registered
     from castiron.training.run_directory import RunDirectory
@@ -19,7 +19,7 @@ _HOMES = {
     "backend": ("Backend", "Job", "Outcome", "load_backend"),
     "config": ("RunConfig",),
     "config_file": ("LoadedConfig", "configure", "load_config"),
-    "launch": ("resume", "train"),
+    "launch": ("resume", "train", "train_recipe"),
     "recipe": ("Batch", "Recipe"),
     "registry": ("find_recipe", "registered"),
     "run_directory": ("RunDirectory",),
@@ -42,6 +42,7 @@ __all__ = [
     "registered",
     "resume",
     "train",
+    "train_recipe",
 ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -217,8 +218,9 @@ def name_of(recipe: type[Recipe]) -> str:
         module, _, cls = known.target.partition(":")
         if cls == recipe.__qualname__ and f"{recipe.__module__}.".startswith(f"{module}."):
             return known.name
-    if recipe.__module__.startswith("castiron_user_"):
-        return f"{recipe_file(recipe)}:{recipe.__qualname__}"
+    is_script = recipe.__module__ == "__main__" and hasattr(sys.modules["__main__"], "__file__")
+    if is_script or recipe.__module__.startswith("castiron_user_"):
+        return f"{recipe_file(recipe).resolve()}:{recipe.__qualname__}"
     return target
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from castiron.diagnostics import CastironError, ConfigError, Finding, RunError, finding
 from castiron.training.backend import Backend, Job, Outcome, Preview, Reporter, Silent, load_backend
 from castiron.training.config import RunConfig
-from castiron.training.config_file import LoadedConfig, load_config, resolve_source
+from castiron.training.config_file import LoadedConfig, configure, load_config, resolve_source
+from castiron.training.config_merge import Merged
 from castiron.training.environment import describe_environment
 from castiron.training.registry import recipe_file
 from castiron.training.run_directory import CONFIG, ENVIRONMENT, RunDirectory
 from castiron.training.yaml_reader import describe
+
+if TYPE_CHECKING:
+    from castiron.training.recipe import Recipe
 
 RUNS = Path("runs")
 """Where runs go unless another folder is given."""
@@ -38,6 +42,22 @@ def train(
     run = RunDirectory.create(Path(runs), loaded.recipe.name, name)
     job = Job(config=loaded.config, recipe=loaded.recipe, run=run, reporter=reporter or Silent())
     return run, _fit(backend, job, loaded)
+
+
+def train_recipe(
+    recipe: type[Recipe], *, runs: Path | str = RUNS, name: str | None = None,
+    reporter: Reporter | None = None, **settings: Any,
+) -> tuple[RunDirectory, Outcome]:  # fmt: skip
+    """Train a recipe class from Python; what is said here lies over its default config.
+
+        run, outcome = train_recipe(MyRecipe, precision="bf16-mixed", trainer={"max_epochs": 1})
+
+    Raises:
+        CastironError: a mistake in the settings or the data.
+    """
+    config = configure(recipe, **settings)
+    loaded = LoadedConfig(config, recipe, config.recipe, Merged())
+    return train(loaded, runs=Path(runs), name=name, reporter=reporter)
 
 
 def resume(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field as Within
@@ -39,7 +39,7 @@ class LSTMSentiment(Recipe):
         """LSTM layers, one upon the other."""
         bidirectional: bool = True
         """Whether texts are read backwards too."""
-        pooling: Annotated[str, Within(pattern=r"^(max|mean|max\+mean)$")] = "max"
+        pooling: Literal["max", "mean", "max+mean"] = "max"
         """How the states of all tokens become one vector: max, mean or max+mean."""
         dropout: Share = 0.5
         """Dropout before the head."""
@@ -112,8 +112,14 @@ class LSTMSentiment(Recipe):
             len(self.encoder),
             max(c.labels.values()) + 1,
             embedding=embedding,
+            hidden=c.hidden,
+            layers=c.layers,
+            bidirectional=c.bidirectional,
+            pooling=c.pooling,
+            dropout=c.dropout,
+            embedding_dropout=c.embedding_dropout,
+            word_dropout=c.word_dropout,
             vectors=vectors,
-            **c.model_dump(exclude={"text", "embedding", "vectors", "labels"}),
         )
 
     def inputs(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
