@@ -212,3 +212,29 @@ assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_policy_becomes_fsdps_own_mixed_precision() -> None:
+    from castiron.lightning import FSDPPrecisionPlugin
+    from castiron.lightning.fsdp import is_fsdp
+
+    mixed = FSDPPrecisionPlugin("bf16-mixed").mixed_precision_config
+    assert (mixed.param_dtype, mixed.reduce_dtype, mixed.buffer_dtype) == (
+        torch.bfloat16,
+        torch.float32,
+        torch.float32,
+    )
+    assert is_fsdp("fsdp")
+    assert not is_fsdp("ddp")
+    with pytest.raises(ConfigError, match="each shard would decide for itself"):
+        FSDPPrecisionPlugin("fp16-mixed")
+
+
+def test_what_a_device_can_run_is_asked_without_lightning() -> None:
+    code = (
+        "import sys; from castiron.training.backend import load_backend; "
+        "load_backend('torch').capability('cpu'); "
+        "assert 'lightning' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr

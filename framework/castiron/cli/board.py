@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+# TensorBoard imports TensorFlow where it is installed (3 s), unless this module is there.
+_WITHOUT_TENSORFLOW = """
+import sys, types
+sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
+from tensorboard.main import run_main
+run_main()
+"""
+
 
 def board(
     runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="The folder of runs, or one run.")] = Path(
@@ -35,8 +43,8 @@ def board(
     console.say(f"TensorBoard on http://{host}:{port}/  (Ctrl-C ends it)")
     command = [
         sys.executable,
-        "-m",
-        "tensorboard.main",
+        "-c",
+        _WITHOUT_TENSORFLOW,
         "--logdir",
         str(runs),
         "--host",

@@ -1,22 +1,13 @@
-"""The PyTorch wing's front door for recipes: what `castiron train`, `evaluate` and `predict` do."""
+"""The PyTorch wing's front door for recipes. To ask what a device can run loads torch, and not Lightning."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from castiron.lightning.checkpoints import load_weights
-from castiron.lightning.loaders import TorchLoader
-from castiron.lightning.module import RecipeModule
-from castiron.lightning.quiet import quiet_lightning
-from castiron.lightning.run import TrainingRun, make_trainer, total_steps
-from castiron.policy import DeviceCapability, resolve
+from castiron.policy import DeviceCapability
 from castiron.torch.capability import device_capability
-from castiron.torch.determinism import deterministic_algorithms, seed_everything, threads
-from castiron.torch.modules import describe
 from castiron.training.backend import BackendName, Job, Outcome, Preview, Split
-from castiron.training.preparation import make_batches, prepare
 
 
 class LightningBackend:
@@ -28,61 +19,21 @@ class LightningBackend:
         return device_capability(device)
 
     def preview(self, job: Job) -> Preview:
-        with _session(job):
-            prepared = prepare(job)
-            module = RecipeModule(prepared.recipe, job.config.precision)
-        config = job.config.trainer
-        layers = describe(module.precision_root)
-        plan, notes = resolve(job.config.precision, layers, self.capability(config.device))
-        batches = len(TorchLoader(prepared.batches["train"], config.limit_train))
-        return Preview(
-            plan=plan,
-            data={split: data.report for split, data in prepared.datasets.items()},
-            parameters=sum(p.numel() for p in module.precision_root.parameters() if p.requires_grad),
-            steps_per_epoch=-(-batches // config.accumulate),
-            steps=total_steps(config, batches),
-            findings=tuple(notes),
-        )
+        from castiron.lightning import session
+
+        return session.preview(job)
 
     def fit(self, job: Job) -> Outcome:
-        with _session(job):
-            return TrainingRun(job, prepare(job)).run()
+        from castiron.lightning import session
+
+        return session.fit(job)
 
     def evaluate(self, job: Job, splits: Sequence[Split] = ("test",)) -> dict[str, dict[str, float]]:
-        assert job.checkpoint is not None
-        with _session(job):
-            prepared = prepare(job, splits)
-            module = RecipeModule(prepared.recipe, job.config.precision)
-            load_weights(module, job.checkpoint)
-            results: dict[str, dict[str, float]] = {}
-            for split in splits:
-                if split in prepared.batches:
-                    loader = TorchLoader(prepared.batches[split])
-                    make_trainer(job, []).test(module, loader, verbose=False)
-                    results[split] = dict(module.results)
-        return results
+        from castiron.lightning import session
+
+        return session.evaluate(job, splits)
 
     def predict(self, job: Job, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
-        assert job.checkpoint is not None
-        with _session(job):
-            recipe = job.recipe(job.config)
-            recipe.load(job.run.assets)
-            module = RecipeModule(recipe, job.config.precision)
-            load_weights(module, job.checkpoint)
-            batches = make_batches(recipe, recipe.encode(recipe.questions(inputs)), training=False)
-            found = make_trainer(job, []).predict(module, TorchLoader(batches)) or []
-        answers: list[dict[str, Any]] = [{} for _ in inputs]
-        for rows, outputs in found:
-            values = outputs.detach().float().cpu().numpy()
-            for row, answer in zip(rows.tolist(), recipe.answers(values), strict=True):
-                answers[row] = answer
-        return answers
+        from castiron.lightning import session
 
-
-@contextlib.contextmanager
-def _session(job: Job) -> Iterator[None]:
-    """Seeds, deterministic kernels and threads as declared; Lightning's own advice left out."""
-    config = job.config.trainer
-    with threads(config.threads), deterministic_algorithms(config.deterministic), quiet_lightning():
-        seed_everything(job.config.seed)
-        yield
+        return session.predict(job, inputs)

@@ -51,6 +51,14 @@ class Opening(pl.Callback):
         writer.hparams(chosen, results)
         writer.layout(layout(metrics, scaled=plan.policy.scaling.kind != "none", held=False))
 
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
+        assert isinstance(module, RecipeModule)
+        assert isinstance(trainer.precision_plugin, PrecisionPlugin)
+        observed = census(describe(module.precision_root), trainer.precision_plugin.plan)
+        self._writer.scalars(observed.scalars(), trainer.global_step)
+
 
 def write_precision(
     writer: EventWriter, plan: Plan, layers: Sequence[LayerInfo], found: Sequence[Finding]

@@ -47,7 +47,7 @@ class PrecisionPlugin(Precision):
     precision: Literal["32-true"] = "32-true"  # what Lightning itself is to assume: nothing
 
     def __init__(self, policy: PrecisionPolicy | str | Mapping[str, Any]) -> None:
-        super().__init__()
+        Precision.__init__(self)  # not a sibling's: FSDPPrecisionPlugin has two parents
         self.policy = PrecisionPolicy.model_validate(policy)
         self.plan: Plan | None = None
         """The plan, once training has started."""

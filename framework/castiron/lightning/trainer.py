@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.precision import Precision
 
 from castiron.diagnostics import ConfigError, Place, finding
+from castiron.lightning.fsdp import FSDPPrecisionPlugin, is_fsdp
 from castiron.lightning.logger import RunLogger, run_name
 from castiron.lightning.precision import PrecisionPlugin
 from castiron.lightning.run_files import RunFiles
@@ -76,7 +77,8 @@ class Trainer(pl.Trainer):
             given = arguments.pop("callbacks", None) or []
             callbacks = list(given) if isinstance(given, list | tuple) else [given]
             arguments["callbacks"] = [RunFiles(logger), *callbacks]
-        super().__init__(plugins=[*plugins, PrecisionPlugin(self.policy)], **arguments)
+        plugin = FSDPPrecisionPlugin if is_fsdp(arguments.get("strategy")) else PrecisionPlugin
+        super().__init__(plugins=[*plugins, plugin(self.policy)], **arguments)
 
     def fit(self, model: pl.LightningModule, *arguments: Any, **named: Any) -> None:
         # Before Lightning asks the logger for its folder.
