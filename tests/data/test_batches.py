@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from castiron.data.batches import Batches
@@ -193,6 +193,7 @@ def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:
     pool=st.integers(1, 4),
     epoch=st.integers(0, 3),
 )
+@example(rows=31, batch_size=2, shuffle=True, bucket=True, drop_last=False, world=3, pool=1, epoch=0)
 @settings(deadline=None)
 def test_every_order_is_a_partition(
     rows: int,

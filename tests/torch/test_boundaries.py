@@ -177,7 +177,10 @@ def test_ordinary_models_run_under_every_preset(
     given = cast_inputs(inputs, precision.plan.policy)
     with precision.forward_context():
         out = model(*given)
-    assert str(out.dtype) == f"torch.{precision.plan.policy.output}"
+    # A softmax at the end is an island, and is not rounded right after it.
+    last = [row for row in precision.plan.rows if row.family is not None][-1]
+    expected = last.output if last.family == "softmax" else precision.plan.policy.output
+    assert str(out.dtype) == f"torch.{expected}"
     out.float().square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
 

@@ -63,9 +63,10 @@ class Ordering:
         # What drop_last drops is chosen before sorting, else it would always be the shortest.
         rows = random.of(self.rows)[:used] if random else np.arange(used)
         if lengths is not None:
-            span = self.pool * self.batch_size * self.world if random else used
+            # By batches, not by rows: the last two may be smaller, and none may lie in two pools.
+            pools = np.arange(len(sizes)) // (self.pool if random else len(sizes))
             longest = int(lengths.max(initial=0))
-            key = np.arange(used) // span * (longest + 1) + (longest - lengths[rows])
+            key = np.repeat(pools, sizes) * (longest + 1) + (longest - lengths[rows])
             rows = rows[np.argsort(key, kind="stable")]
         cuts = np.concatenate(([0], np.cumsum(sizes)))
         if random and lengths is not None:
