@@ -78,6 +78,13 @@ class RecipeModule(pl.LightningModule):
         self.items = 0
         """Rows trained on so far, in this process."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning sets this before each of some forty hooks a step; torch's own __setattr__ is slow.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def precision_root(self) -> torch.nn.Module:
         """The module that the plan is about."""
