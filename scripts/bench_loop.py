@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from castiron.health.writer import EventWriter
+from castiron.lightning.checkpoints import RunCheckpoints
 from castiron.lightning.loaders import TorchLoader
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.quiet import quiet_lightning
@@ -67,7 +68,8 @@ class Setting:
         clock = Clock()
         with tempfile.TemporaryDirectory() as folder, EventWriter(folder) as writer, quiet_lightning():
             recorder = Recorder(self.job.run, writer, Silent(), every=self.config.trainer.log_every)
-            trainer = make_trainer(self.job, [recorder, clock])
+            checkpoints = RunCheckpoints(Path(folder), monitor="loss", mode="min")
+            trainer = make_trainer(self.job, [recorder, checkpoints, clock])
             batches = make_batches(self.recipe, self.columns, training=True)
             trainer.fit(module, TorchLoader(batches))
         return clock.seconds

@@ -13,6 +13,7 @@ from castiron.diagnostics import ConfigError, Place, finding
 from castiron.lightning.fsdp import FSDPPrecisionPlugin, is_fsdp
 from castiron.lightning.logger import RunLogger, run_name
 from castiron.lightning.precision import PrecisionPlugin
+from castiron.lightning.profiling import NoProfiler
 from castiron.lightning.run_files import RunFiles
 from castiron.policy import PrecisionPolicy
 
@@ -77,6 +78,8 @@ class Trainer(pl.Trainer):
             given = arguments.pop("callbacks", None) or []
             callbacks = list(given) if isinstance(given, list | tuple) else [given]
             arguments["callbacks"] = [RunFiles(logger), *callbacks]
+        if arguments.get("profiler") is None:
+            arguments["profiler"] = NoProfiler()
         plugin = FSDPPrecisionPlugin if is_fsdp(arguments.get("strategy")) else PrecisionPlugin
         super().__init__(plugins=[*plugins, plugin(self.policy)], **arguments)
 

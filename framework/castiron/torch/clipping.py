@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -43,6 +44,12 @@ def clip_by_norm(
         raise ValueError(f"Expected max_norm above 0. Received {max_norm}.")
     gradients = _gradients(parameters)
     norm = _norm(gradients, dtype)
+    if norm.device.type == "cpu":  # to look costs nothing here, and most steps need no clipping
+        value = norm.item()
+        if math.isfinite(value) and value + 1e-6 > max_norm:
+            for group in _by_kind(gradients):
+                torch._foreach_mul_(group, max_norm / (value + 1e-6))
+        return norm
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     factor = torch.where(norm.isfinite(), factor, 1.0)
     for group in _by_kind(gradients):
@@ -70,9 +77,10 @@ def _norm(gradients: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     home = gradients[0].device
     norms: list[torch.Tensor] = []
     for group in _by_kind(gradients):
-        norms += (n.to(home, dtype) for n in _norms(group, dtype))
+        found = _norms(group, dtype)
+        norms += found if group[0].device == home and found[0].dtype is dtype else (n.to(home, dtype) for n in found)
     total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    if home.type == "cpu" and dtype is torch.float32 and total.isinf():
+    if home.type == "cpu" and dtype is torch.float32 and math.isinf(total.item()):
         exact = _norm(gradients, torch.float64)
         total = exact.to(dtype)  # infinite only where a gradient is, or where it is beyond float32
     return total

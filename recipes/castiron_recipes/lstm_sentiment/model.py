@@ -25,6 +25,7 @@ class SentimentLSTM(nn.Module):
         *,
         embedding: int,
         hidden: int,
+        embedding_std: float = 0.1,
         layers: int = 1,
         bidirectional: bool = True,
         pooling: Pooling = "max",
@@ -40,13 +41,13 @@ class SentimentLSTM(nn.Module):
         super().__init__()
         self.word_dropout = WordDropout(word_dropout)
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=PAD)
-        nn.init.normal_(self.embedding.weight, std=0.1)
+        nn.init.normal_(self.embedding.weight, std=embedding_std)
         with torch.no_grad():
             self.embedding.weight[PAD].zero_()
             if vectors is not None:
                 known = vectors.any(1)
                 self.embedding.weight[known] = vectors[known]
-        self.embedding_dropout = FeatureDropout(embedding_dropout)
+        self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.lstm = VariableLengthLSTM(embedding, hidden, layers=layers, bidirectional=bidirectional)
         self.pooling: Pooling = pooling
         self.dropout = nn.Dropout(dropout)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field as Within
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from castiron.data import Dataset, Field, Ragged, Schema, TextConfig, TextEncoder, load_vectors
 from castiron.training import Recipe
@@ -33,6 +33,8 @@ class LSTMSentiment(Recipe):
         """How text becomes tokens."""
         embedding: PositiveInt = 128
         """Size of a word's vector."""
+        embedding_std: PositiveFloat = 0.1
+        """Standard deviation of word vectors that are drawn at random."""
         hidden: PositiveInt = 128
         """Size of the LSTM's state, in each direction."""
         layers: PositiveInt = 1
@@ -112,6 +114,7 @@ class LSTMSentiment(Recipe):
             len(self.encoder),
             max(c.labels.values()) + 1,
             embedding=embedding,
+            embedding_std=c.embedding_std,
             hidden=c.hidden,
             layers=c.layers,
             bidirectional=c.bidirectional,
