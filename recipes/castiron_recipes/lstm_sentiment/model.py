@@ -47,7 +47,7 @@ class SentimentLSTM(nn.Module):
             if vectors is not None:
                 known = vectors.any(1)
                 self.embedding.weight[known] = vectors[known]
-        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.embedding_dropout = FeatureDropout(embedding_dropout)
         self.lstm = VariableLengthLSTM(embedding, hidden, layers=layers, bidirectional=bidirectional)
         self.pooling: Pooling = pooling
         self.dropout = nn.Dropout(dropout)
