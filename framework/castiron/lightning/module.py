@@ -19,28 +19,30 @@ Batch = Mapping[str, Tensor]
 
 
 class LossMean:
-    """A mean of losses, weighted by rows, kept on the device in the policy's accumulate dtype.
+    """A mean of losses, weighted by rows, taken in the policy's accumulate dtype.
 
-    Adding costs two small kernels and no synchronisation; `take` reads the mean, which waits for the device.
+    The losses stay on the device until `take` reads their mean, which waits for it; adding costs nothing.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._total: Tensor | None = None
-        self.rows = 0
+        self._losses: list[Tensor] = []
+        self._rows: list[int] = []
 
     def add(self, loss: Tensor, rows: int) -> None:
         """Add the mean loss (a scalar) of so many rows."""
-        part = loss.detach().to(self._dtype) * rows
-        self._total = part if self._total is None else self._total + part
-        self.rows += rows
+        self._losses.append(loss.detach())
+        self._rows.append(rows)
 
     def take(self) -> float | None:
         """The mean since the last call, and start anew; None where nothing was added."""
-        if self._total is None:
+        if not self._losses:
             return None
-        mean = float(self._total) / self.rows
-        self._total, self.rows = None, 0
+        losses = torch.stack(self._losses).to(self._dtype)
+        rows = torch.tensor(self._rows, dtype=self._dtype, device=losses.device)
+        mean = float((losses * rows).sum() / rows.sum())
+        self._losses.clear()
+        self._rows.clear()
         return mean
 
 

@@ -104,10 +104,14 @@ class PrecisionPlugin(Precision):
         with self.forward_context():
             yield
 
-    def pre_backward(self, tensor: Tensor, module: pl.LightningModule) -> Tensor:  # type: ignore[override]
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss, times the scale."""
         if not self._checked_loss:
-            self._check_loss(tensor)
-        return super().pre_backward(self._scaler.scale(tensor), module)
+            self._check_loss(loss)
+        return self._scaler.scale(loss)
+
+    def pre_backward(self, tensor: Tensor, module: pl.LightningModule) -> Tensor:  # type: ignore[override]
+        return super().pre_backward(self.scaled(tensor), module)
 
     def backward(  # type: ignore[override]
         self, tensor: Tensor, model: pl.LightningModule, optimizer: Any, *args: Any, **kwargs: Any

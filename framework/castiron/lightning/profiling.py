@@ -9,8 +9,8 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning enters a profiler's context around each of some forty hooks a step. Its own profiler that does
-    nothing makes a generator for each; this one has a single context that is empty."""
+    """Lightning enters a profiler's context around each of some forty hooks a step. Its own profiler that
+    does nothing makes a generator for each; this one has a single context that is empty."""
 
     _nothing = contextlib.nullcontext("")
 

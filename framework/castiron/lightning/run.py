@@ -13,6 +13,7 @@ from castiron.lightning.checkpoints import RunCheckpoints, load_weights, read_ch
 from castiron.lightning.compiling import CompileModel
 from castiron.lightning.early_stopping import StopEarly
 from castiron.lightning.loaders import TorchLoader
+from castiron.lightning.loop import use_step_loop
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.opening import Opening
 from castiron.lightning.recorder import Recorder
@@ -147,6 +148,7 @@ def make_trainer(job: Job, callbacks: Sequence[pl.Callback]) -> Trainer:
         use_distributed_sampler=False,
         default_root_dir=str(job.run.path),
     )
+    use_step_loop(trainer)
     # GracefulStop has the signals; Lightning's own handler would end training without a checkpoint.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer

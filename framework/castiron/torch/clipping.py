@@ -78,7 +78,8 @@ def _norm(gradients: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     norms: list[torch.Tensor] = []
     for group in _by_kind(gradients):
         found = _norms(group, dtype)
-        norms += found if group[0].device == home and found[0].dtype is dtype else (n.to(home, dtype) for n in found)
+        there = group[0].device == home and found[0].dtype is dtype
+        norms += found if there else [n.to(home, dtype) for n in found]
     total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
     if home.type == "cpu" and dtype is torch.float32 and math.isinf(total.item()):
         exact = _norm(gradients, torch.float64)

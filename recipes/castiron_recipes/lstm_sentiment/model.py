@@ -73,8 +73,8 @@ class VariableLengthLSTM(nn.Module):
         super().__init__()
         directions = 2 if bidirectional else 1
         sizes = [size] + [directions * hidden] * (layers - 1)
-        self.ahead = nn.ModuleList(_lstm(n, hidden) for n in sizes)
-        self.back = nn.ModuleList(_lstm(n, hidden) for n in sizes if bidirectional)
+        self.ahead = nn.ModuleList(nn.LSTM(n, hidden) for n in sizes)
+        self.back = nn.ModuleList(nn.LSTM(n, hidden) for n in sizes if bidirectional)
         self.output_size = directions * hidden
 
     def forward(self, x: Tensor, length: Tensor) -> Tensor:
@@ -131,20 +131,3 @@ def pool(x: Tensor, length: Tensor, how: Pooling) -> Tensor:
     if "mean" in how:
         parts.append(x.masked_fill(beyond, 0).sum(1) / length[:, None])
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-
-
-def _lstm(size: int, hidden: int) -> nn.LSTM:
-    """One direction of one layer: orthogonal recurrent weights, forget gates open at first.
-
-    (Saxe et al. 2014; Jozefowicz et al. 2015. torch orders the gates input, forget, cell, output.)
-    """
-    lstm = nn.LSTM(size, hidden)
-    for name, parameter in lstm.named_parameters():
-        if "weight" in name:
-            for gate in parameter.data.chunk(4):
-                (nn.init.orthogonal_ if "hh" in name else nn.init.xavier_uniform_)(gate)
-        else:
-            parameter.data.zero_()
-            if name == "bias_ih_l0":
-                parameter.data[hidden : 2 * hidden] = 1.0
-    return lstm

@@ -1,0 +1,142 @@
+"""Lightning's loop over the batches of an epoch, for modules that leave most of its hooks alone.
+
+Lightning passes some forty stations a step (hooks of the module, the strategy and each callback, loggers'
+bookkeeping), which costs a CPU half a millisecond to a millisecond, whoever listens. This loop passes those
+that somebody listens to, in Lightning's order, and keeps Lightning's counters; everything around a batch
+(validation, epochs, checkpoints, restarting) is Lightning's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+
+from castiron.lightning.module import RecipeModule
+from castiron.lightning.precision import PrecisionPlugin
+from castiron.lightning.profiling import NoProfiler
+
+_OF_A_STEP = (
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_train_batch_end",
+)
+_OF_A_MODULE = (
+    *_OF_A_STEP,
+    "on_before_optimizer_step",
+    "on_before_batch_transfer",
+    "on_after_batch_transfer",
+    "transfer_batch_to_device",
+    "optimizer_step",
+    "optimizer_zero_grad",
+    "backward",
+)
+
+
+class StepLoop(_TrainingEpochLoop):
+    """Trains a `RecipeModule` on one device; hands over to Lightning's own steps for anything else."""
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        super().on_run_start(data_fetcher)
+        trainer = self.trainer
+        self._lean = serves(trainer)
+        self._listeners = {name: _listeners(trainer, name) for name in _OF_A_STEP}
+        self._moves = trainer.strategy.root_device.type != "cpu"
+        # A profiler's stations around the next batch; nobody listens.
+        if self._lean:
+            data_fetcher._start_profiler = data_fetcher._stop_profiler = _nothing
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        if self.restarting or not self._lean:
+            super().advance(data_fetcher)
+            return
+        trainer, progress = self.trainer, self.batch_progress
+        self.val_loop.restarting = False
+        batch, _, _ = next(data_fetcher)
+        batch_idx = self.batch_idx + 1
+        progress.is_last_batch = data_fetcher.done
+        batch = trainer.precision_plugin.convert_input(batch)
+        if self._moves:
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        progress.increment_ready()
+        self._tell("on_train_batch_start", batch, batch_idx)
+        progress.increment_started()
+        loss = self._train(batch, batch_idx)
+        progress.increment_processed()
+        self.update_lr_schedulers("step", update_plateau_schedulers=False)
+        if self._num_ready_batches_reached():
+            self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        self._tell("on_train_batch_end", {"loss": loss}, batch, batch_idx)
+        progress.increment_completed()
+
+    def _train(self, batch: Any, batch_idx: int) -> Tensor:
+        """Forward, backward, and the optimizer's step where enough batches are accumulated. → the loss."""
+        trainer = self.trainer
+        plugin, module, optimizer = trainer.precision_plugin, trainer.lightning_module, trainer.optimizers[0]
+        assert isinstance(plugin, PrecisionPlugin)
+        share = trainer.accumulate_grad_batches
+        losses: list[Tensor] = []
+
+        def closure() -> Tensor:
+            with plugin.train_step_context():
+                loss: Tensor = module.training_step(batch, batch_idx)
+            losses.append(loss.detach())
+            if batch_idx % share == 0:
+                self._tell("on_before_zero_grad", optimizer)
+                optimizer.zero_grad()
+            scaled = plugin.scaled(loss / share if share > 1 else loss)
+            self._tell("on_before_backward", scaled)
+            plugin.backward(scaled, module, optimizer)
+            self._tell("on_after_backward")
+            return losses[0]
+
+        if self._should_accumulate():
+            closure()
+        else:
+            steps = self.automatic_optimization.optim_progress.optimizer.step
+            steps.increment_ready()
+            plugin.optimizer_step(optimizer, module, closure)
+            steps.increment_completed()
+        return losses[0]
+
+    def _tell(self, hook: str, *arguments: Any) -> None:
+        for listener in self._listeners[hook]:
+            listener(self.trainer, self.trainer.lightning_module, *arguments)
+
+
+def use_step_loop(trainer: pl.Trainer) -> None:
+    """Put the loop into a trainer that has not started yet."""
+    own = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = StepLoop(trainer, own.min_steps, own.max_steps)
+
+
+def serves(trainer: pl.Trainer) -> bool:
+    """Whether nothing of this training needs the stations that are left out."""
+    module = trainer.lightning_module
+    return (
+        isinstance(module, RecipeModule)
+        and module.automatic_optimization
+        and isinstance(trainer.precision_plugin, PrecisionPlugin)
+        and isinstance(trainer.strategy, SingleDeviceStrategy)
+        and isinstance(trainer.profiler, NoProfiler)  # type: ignore[attr-defined]
+        and len(trainer.optimizers) == 1
+        and all(getattr(type(module), name) is getattr(pl.LightningModule, name) for name in _OF_A_MODULE)
+    )
+
+
+def _listeners(trainer: pl.Trainer, hook: str) -> list[Callable[..., Any]]:
+    """The callbacks' methods for a hook, those left as Lightning has them not among them."""
+    inherited = getattr(pl.Callback, hook)
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [getattr(c, hook) for c in callbacks if getattr(type(c), hook) is not inherited]
+
+
+def _nothing() -> None:
+    pass
