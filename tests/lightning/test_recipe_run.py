@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,38 @@ def test_a_stopped_run_resumes_to_the_same_numbers(
     assert resumed.metrics["test"] == outcome.metrics["test"]
     states = [torch.load(r.checkpoint("last"), weights_only=True)["state_dict"] for r in (run, whole)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
+class Watch(StopAfter):
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def update(self, progress: Any) -> None:
+        self.seen.append(progress)
+
+
+def test_progress_shows_validation_metrics_and_never_those_of_the_test(tmp_path: Path) -> None:
+    watch = Watch()
+    _, outcome = train(load_config("lstm-sentiment", TINY), runs=tmp_path, name="run", reporter=watch)  # type: ignore[arg-type]
+    losses = [p.metrics["loss"] for p in watch.seen if p.metrics]
+    assert outcome.metrics["validation"]["loss"] in losses
+    assert outcome.metrics["test"]["loss"] not in losses
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch says of its own compiler
+@pytest.mark.skipif(
+    shutil.which("c++") is None, reason="torch.compile needs a C++ compiler, and there is none"
+)
+def test_a_compiled_model_learns_what_the_eager_one_learns(tmp_path: Path) -> None:
+    still = ("model.dropout=0", "model.embedding_dropout=0", "model.word_dropout=0")
+    eager, _ = fit(tmp_path, *still)
+    compiled, _ = fit(tmp_path, *still, "trainer.compile=true", name="compiled")
+    pairs = zip(rows(eager), rows(compiled), strict=True)
+    assert all(
+        a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4) for a, b in pairs if "train/loss" in a
+    )
 
 
 def test_ctrl_c_leaves_a_resumable_run_and_says_how(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ class Recorder(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit":
             self._log_evaluation(trainer, module, "validation")
+            assert isinstance(module, RecipeModule)
+            self._reporter.update(self._progress(trainer, module))
             self._since = time.perf_counter()
 
     def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -114,7 +116,6 @@ class Recorder(pl.Callback):
         self._writer.scalars({tags.metric(n, split): v for n, v in module.results.items()}, step)
         row: dict[str, Any] = {"step": step, "epoch": round(_epoch(trainer), 4)}
         self._run.log_metrics(row | {f"{split}/{name}": value for name, value in module.results.items()})
-        self._reporter.update(self._progress(trainer, module))
 
     def _progress(self, trainer: pl.Trainer, module: RecipeModule) -> Progress:
         return Progress(
