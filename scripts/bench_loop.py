@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = {
         "steps of about 10 ms": (
             150,
-            ["data.batch_size=32", "model.embedding=32", "model.hidden=32", "model.text.max_vocabulary=2000"],
+            ["data.batch_size=32", "model.embedding=48", "model.hidden=48", "model.text.max_vocabulary=2000"],
         ),
         "the recipe as it is": (60, []),
         "steps of about 100 ms": (30, ["data.batch_size=128", "model.embedding=192", "model.hidden=192"]),

@@ -15,7 +15,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
+from torch.optim import Optimizer
 
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.precision import PrecisionPlugin
@@ -26,16 +28,18 @@ _OF_A_STEP = (
     "on_before_zero_grad",
     "on_before_backward",
     "on_after_backward",
+    "on_before_optimizer_step",
     "on_train_batch_end",
 )
 _OF_A_MODULE = (
     *_OF_A_STEP,
-    "on_before_optimizer_step",
     "on_before_batch_transfer",
     "on_after_batch_transfer",
     "transfer_batch_to_device",
     "optimizer_step",
     "optimizer_zero_grad",
+    "configure_gradient_clipping",
+    "clip_gradients",
     "backward",
 )
 
@@ -49,8 +53,10 @@ class StepLoop(_TrainingEpochLoop):
         self._lean = serves(trainer)
         self._listeners = {name: _listeners(trainer, name) for name in _OF_A_STEP}
         self._moves = trainer.strategy.root_device.type != "cpu"
-        # A profiler's stations around the next batch; nobody listens.
-        if self._lean:
+        plugin = trainer.precision_plugin
+        if isinstance(plugin, PrecisionPlugin):
+            plugin.before_step = self._before_step if self._lean else None
+        if self._lean:  # a profiler's stations around the next batch
             data_fetcher._start_profiler = data_fetcher._stop_profiler = _nothing
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
@@ -105,6 +111,14 @@ class StepLoop(_TrainingEpochLoop):
             plugin.optimizer_step(optimizer, module, closure)
             steps.increment_completed()
         return losses[0]
+
+    def _before_step(self, optimizer: Optimizer) -> None:
+        """Between backward and the optimizer's step."""
+        self._tell("on_before_optimizer_step", optimizer)
+        trainer = self.trainer
+        if trainer.gradient_clip_val:
+            how = trainer.gradient_clip_algorithm or GradClipAlgorithmType.NORM
+            trainer.precision_plugin.clip_gradients(optimizer, trainer.gradient_clip_val, how)
 
     def _tell(self, hook: str, *arguments: Any) -> None:
         for listener in self._listeners[hook]:

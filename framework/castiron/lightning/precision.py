@@ -59,6 +59,8 @@ class PrecisionPlugin(Precision):
         self._stepped: set[Optimizer] = set()
         self._checked_loss = False
         self._closing = contextlib.ExitStack()
+        self.before_step: Callable[[Optimizer], None] | None = None
+        """In place of what Lightning does between backward and the optimizer's step: hooks and clipping."""
 
     # --- set-up ------------------------------------------------------------------------------------
 
@@ -134,6 +136,12 @@ class PrecisionPlugin(Precision):
         self._after_closure(model, optimizer)
         self._stepped.add(optimizer)
         return self._scaler.step(optimizer, **kwargs)
+
+    def _after_closure(self, model: pl.LightningModule, optimizer: Any) -> None:
+        if self.before_step is None:
+            super()._after_closure(model, optimizer)
+        else:
+            self.before_step(optimizer)
 
     def clip_grad_by_norm(self, optimizer: Optimizer, clip_val: int | float) -> None:
         clip_by_norm(self.main_params(optimizer), float(clip_val), torch_dtype(self.policy.accumulate))
