@@ -127,7 +127,8 @@ def pool(x: Tensor, length: Tensor, how: Pooling) -> Tensor:
     beyond = (torch.arange(x.shape[1], device=x.device) >= length[:, None])[:, :, None]
     parts = []
     if "max" in how:
-        parts.append(x.masked_fill(beyond, torch.finfo(x.dtype).min).amax(1))
+        # max, not amax, which spreads the gradient over ties: in 16 bits there are many
+        parts.append(x.masked_fill(beyond, torch.finfo(x.dtype).min).max(1).values)
     if "mean" in how:
         parts.append(x.masked_fill(beyond, 0).sum(1) / length[:, None])
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
