@@ -103,24 +103,20 @@ class ColumnBuilder:
         self._values: np.ndarray | pa.Array | None = None
         self._block_gaps: np.ndarray | None = None
 
-    def judge(self, cells: Cells, spellings: tuple[str, ...]) -> Judged:
-        """Cast the cells of a block; changes nothing, so that columns can be judged side by side."""
-        return judge(cells, self.part, spellings)
-
-    def take(
+    def judge(
         self,
-        judged: Judged,
         cells: Cells,
+        spellings: tuple[str, ...],
         problems: Problems,
         cell: Callable[[int, str], tuple[str, int | None, int | None]],
     ) -> np.ndarray | None:
-        """Take a judged block over; returns the mask of rows to leave out [rows], or None.
+        """Judge a block; returns the mask of rows to leave out [rows], or None.
 
         Args:
-            cells: what was judged.
             cell: row in the block and field name to (file, line, column).
         """
         part, report = self.part, self.report
+        judged = judge(cells, part, spellings)
         rows = len(judged.values)
         report.rows += rows
         report.values += rows * self._size

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from castiron.data.cells import Judged
 from castiron.data.columns import ColumnBuilder, Problems
 from castiron.data.missing import FittedMissing
 from castiron.data.options import ReadOptions
@@ -18,7 +15,7 @@ from castiron.data.origin import LineIndex, Origins
 from castiron.data.readers import open_source, spellings_of
 from castiron.data.readers.ahead import ahead
 from castiron.data.readers.files import find_files
-from castiron.data.readers.source import Block, Cells, Source
+from castiron.data.readers.source import Block, Source
 from castiron.data.report import DataReport, FileReport
 from castiron.data.schema import Column, Schema
 from castiron.data.table import Dataset
@@ -230,39 +227,35 @@ class _Load:
 
     def _blocks(self) -> Generator[int, None, None]:
         """Read, judge and take over block after block; yields the rows kept of each."""
-        with ThreadPoolExecutor(min(len(self._builders), os.cpu_count() or 1)) as pool:
-            for path in find_files(self._paths):
-                yield from self._file(path, pool)
-
-    def _file(self, path: Path, pool: ThreadPoolExecutor) -> Generator[int, None, None]:
-        source = open_source(path, self._schema, self._options, self._mapping)
-        index = LineIndex(source.file.name)
-        self._indices.append(index)
-        self._units[source.file.name] = source.unit
-        skipped = 0
-        try:
-            for block in ahead(source.blocks()):
-                skipped += block.skipped
-                self._row_findings += block.findings
-                kept = self._take(block, source, index, pool)
-                if block.rows:
-                    yield kept
-        except DataError as error:
-            self._fatal += error.findings
-        else:
-            if not index.rows and not skipped:
-                self._fatal.append(self._no_rows(source))
-        self._skipped += skipped
-        self._report.files.append(
-            FileReport(
-                file=source.file.name,
-                rows=index.rows + skipped,
-                bytes=source.file.size,
-                sha256=source.file.sha256,
+        for path in find_files(self._paths):
+            source = open_source(path, self._schema, self._options, self._mapping)
+            index = LineIndex(source.file.name)
+            self._indices.append(index)
+            self._units[source.file.name] = source.unit
+            skipped = 0
+            try:
+                for block in ahead(source.blocks()):
+                    skipped += block.skipped
+                    self._row_findings += block.findings
+                    kept = self._take(block, source, index)
+                    if block.rows:
+                        yield kept
+            except DataError as error:
+                self._fatal += error.findings
+            else:
+                if not index.rows and not skipped:
+                    self._fatal.append(self._no_rows(source))
+            self._skipped += skipped
+            self._report.files.append(
+                FileReport(
+                    file=source.file.name,
+                    rows=index.rows + skipped,
+                    bytes=source.file.size,
+                    sha256=source.file.sha256,
+                )
             )
-        )
 
-    def _take(self, block: Block, source: Source, index: LineIndex, pool: ThreadPoolExecutor) -> int:
+    def _take(self, block: Block, source: Source, index: LineIndex) -> int:
         if index.rows == 0:
             self._same_fields(source)
         lines = block.lines
@@ -275,22 +268,17 @@ class _Load:
 
         drop: np.ndarray | None = None
         text_file, told = source.has_cells, len(self._problems.cells)
-
-        def judge(item: tuple[str, Cells]) -> Judged:
-            builder = self._builders[item[0]]
-            return builder.judge(item[1], spellings_of(builder.part, self._options, text_file=text_file))
-
-        judged = pool.map(judge, block.columns.items())  # NumPy and pyarrow work without Python's lock
-        for (name, cells), verdict in zip(block.columns.items(), judged, strict=True):
+        for name, cells in block.columns.items():
             builder = self._builders[name]
-            odd = builder.take(verdict, cells, self._problems, cell)
+            spellings = spellings_of(builder.part, self._options, text_file=text_file)
+            odd = builder.judge(cells, spellings, self._problems, cell)
             builder.report.column = where[name].label
             if odd is not None:
                 drop = odd if drop is None else drop | odd
         self._problems.sort_from(told)
         keep = None if drop is None else ~drop
-        for _ in pool.map(lambda name: self._builders[name].commit(keep), block.columns):
-            pass
+        for name in block.columns:
+            self._builders[name].commit(keep)
         index.add(block.rows, block.lines)
         self._kept.append((self._rows_read, block.rows, keep))
         self._rows_read += block.rows
