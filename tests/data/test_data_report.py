@@ -26,10 +26,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
 
 
 def test_as_text(data: Dataset) -> None:
-    digest = data.report.files[0].sha256[:12]
+    digest = data.report.files[0].blake3[:12]
     assert data.report.as_text().splitlines() == [
         "train: 3 rows (4 read, 1 left out as declared); 1 columns unused",
-        f"  reviews.csv: 4 rows, 45 bytes, sha256 {digest}…",
+        f"  reviews.csv: 4 rows, 45 bytes, blake3 {digest}…",
         "",
         "field   source  target   rows  exact  rounded  lossy  largest error     missing  bad    range",
         "text    text    text        4      -        -      -              -           0    0        -",

@@ -39,7 +39,7 @@ def data_report(report: DataReport) -> None:
     refused = f", {report.bad_cells_total:,} cells refused" if report.bad_cells_total else ""
     console.heading(f"{report.split}: {report.rows:,} rows{dropped}{refused}")
     for file in report.files:
-        digest = f", sha256 {file.sha256[:12]}…" if file.sha256 else ""
+        digest = f", blake3 {file.blake3[:12]}…" if file.blake3 else ""
         console.say(f"{file.file}: {file.rows:,} rows, {file.bytes:,} bytes{digest}")
     console.table(HEADINGS, report.as_table_rows(), right=range(3, len(HEADINGS)))
     if report.extra_columns:

@@ -251,7 +251,7 @@ class _Load:
                     file=source.file.name,
                     rows=index.rows + skipped,
                     bytes=source.file.size,
-                    sha256=source.file.sha256,
+                    blake3=source.file.digest,
                 )
             )
 

@@ -29,7 +29,7 @@ class ReadOptions(BaseModel):
     """Cell texts that mean missing in every field but text, unless the field says its own. Null: the empty
     cell in CSV and TSV; in the other formats only null."""
     digest: bool = True
-    """Whether the SHA-256 of every file goes into the data report."""
+    """Whether the BLAKE3 digest of every file goes into the data report."""
 
     @field_validator("encoding")
     @classmethod

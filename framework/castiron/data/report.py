@@ -31,7 +31,7 @@ class FileReport(_Part):
     """Data rows in the file, before any is left out."""
     bytes: int = 0
     """Size on disk."""
-    sha256: str = ""
+    blake3: str = ""
     """Digest of the bytes on disk; empty if it was not wanted."""
 
 
@@ -169,7 +169,7 @@ class DataReport(_Part):
 
     def _file_lines(self) -> Iterator[str]:
         for file in self.files:
-            digest = f", sha256 {file.sha256[:12]}…" if file.sha256 else ""
+            digest = f", blake3 {file.blake3[:12]}…" if file.blake3 else ""
             yield f"{file.file}: {file.rows:,} rows, {file.bytes:,} bytes{digest}"
 
     def as_findings(self) -> list[Finding]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 import glob
 import gzip
-import hashlib
 import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Queue
 from typing import IO, cast
+
+from blake3 import blake3
 
 from castiron.data.options import Format, ReadOptions
 from castiron.diagnostics import DataError, Finding, Place, finding
@@ -110,34 +110,10 @@ def format_for(path: Path, options: ReadOptions) -> Format:
     )
 
 
-class Digest:
-    """SHA-256 of a file, taken in a thread beside the reading (hashlib releases the GIL)."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._pieces: Queue[bytes | None] = Queue(maxsize=4)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while (piece := self._pieces.get()) is not None:
-            self._hash.update(piece)
-
-    def update(self, piece: bytes) -> None:
-        self._pieces.put(piece)
-
-    def hexdigest(self) -> str:
-        """The digest; no update may follow."""
-        if self._thread.is_alive():
-            self._pieces.put(None)
-            self._thread.join()
-        return self._hash.hexdigest()
-
-
 class _Hashed:
     """A binary file that hands every byte it reads to a digest as well."""
 
-    def __init__(self, file: IO[bytes], digest: Digest) -> None:
+    def __init__(self, file: IO[bytes], digest: blake3) -> None:
         self._file = file
         self._digest = digest
 
@@ -155,7 +131,8 @@ class DataFile:
         self.path = path
         self.name = str(path)
         self.size = 0
-        self.sha256 = ""
+        self.digest = ""
+        """BLAKE3 of the file as it lies on disk, in hexadecimal (`b3sum` prints the same)."""
         self._wanted = digest
 
     @contextmanager
@@ -166,14 +143,14 @@ class DataFile:
             DataError: the file cannot be opened, or its gzip is damaged.
         """
         with self._opened() as file:
-            digest = Digest() if self._wanted else None
+            digest = blake3() if self._wanted else None
             source = cast(IO[bytes], _Hashed(file, digest)) if digest else file
             unpacked = cast(IO[bytes], gzip.GzipFile(fileobj=source)) if is_gzip(self.path) else source
             try:
                 yield lambda size: self._read(unpacked, size)
             finally:
                 if digest:
-                    self.sha256 = digest.hexdigest()
+                    self.digest = digest.hexdigest()
 
     @contextmanager
     def seekable(self) -> Iterator[IO[bytes]]:
@@ -197,8 +174,7 @@ class DataFile:
                     digest.join()
 
     def _digest_whole(self) -> None:
-        with self.path.open("rb") as file:
-            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.digest = blake3().update_mmap(self.path).hexdigest()
 
     @contextmanager
     def _opened(self) -> Iterator[IO[bytes]]:
