@@ -251,7 +251,7 @@ def _examined(
 ) -> CastResult:
     """Element by element, for the rare arrays where rounding to nearest in the normal range is not all."""
     changed &= ~(np.isnan(x) & np.isnan(back))
-    error = np.abs((back - x) / x)
+    error = np.abs(back / x - 1)
     lossy = changed & (~np.isfinite(back) | (back == 0))
     if integers is not None:
         lossy |= changed & integers
