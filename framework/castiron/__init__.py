@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Finding,
         HardwareError,
         ManifestError,
+        NumericIncident,
         PlanError,
         RunError,
     )
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "castiron.diagnostics": (
         "AuditError", "CastironError", "ConfigError", "DataError", "Finding", "HardwareError",
-        "ManifestError", "PlanError", "RunError",
+        "ManifestError", "NumericIncident", "PlanError", "RunError",
     ),
     "castiron.policy": ("Plan", "PrecisionPolicy"),
 }  # fmt: skip
@@ -41,6 +42,7 @@ __all__ = [
     "Finding",
     "HardwareError",
     "ManifestError",
+    "NumericIncident",
     "Plan",
     "PlanError",
     "PrecisionPolicy",

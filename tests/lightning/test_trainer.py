@@ -154,7 +154,7 @@ def test_switches_of_the_process_are_put_back(tmp_path: Path) -> None:
 
 
 class TwoOptimizers(pl.LightningModule):
-    """Manual optimization of two parts, as a GAN has them; the first part overflows at one step."""
+    """Manual optimization of two parts, as a GAN has them; gradients of the first overflow at one step."""
 
     def __init__(self, bad_step: int) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class TwoOptimizers(pl.LightningModule):
         x, y = batch
         for optimizer, net, factor in zip(self.optimizers(), (self.a, self.b), (1.0, 1.0), strict=True):
             bad = index == self.bad_step and net is self.a
-            loss = nn.functional.mse_loss(net(x).squeeze(1), y) * (float("inf") if bad else factor)
+            loss = nn.functional.mse_loss(net(x).squeeze(1), y) * (1e30 if bad else factor)
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()

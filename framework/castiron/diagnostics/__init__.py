@@ -8,6 +8,7 @@ from castiron.diagnostics.errors import (
     DataError,
     HardwareError,
     ManifestError,
+    NumericIncident,
     PlanError,
     RunError,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Finding",
     "HardwareError",
     "ManifestError",
+    "NumericIncident",
     "Place",
     "PlanError",
     "Rule",

@@ -42,6 +42,12 @@ class AuditError(CastironError):
     exit_code = 1
 
 
+class NumericIncident(CastironError):
+    """A step with NaN or infinity where the policy allows none. Nothing of the step was applied."""
+
+    exit_code = 1
+
+
 class ManifestError(CastironError):
     """A checkpoint that does not match what is asked to load it."""
 

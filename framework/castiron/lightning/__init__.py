@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from castiron.lightning.fsdp import FSDPPrecisionPlugin
+    from castiron.lightning.guard import NumericGuard
     from castiron.lightning.logger import RunLogger
     from castiron.lightning.precision import PrecisionPlugin
     from castiron.lightning.trainer import Trainer
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
 # Resolved on first use: what a device can run is asked without loading Lightning.
 _HOME = {
     "FSDPPrecisionPlugin": "castiron.lightning.fsdp",
+    "NumericGuard": "castiron.lightning.guard",
     "PrecisionPlugin": "castiron.lightning.precision",
     "RunLogger": "castiron.lightning.logger",
     "Trainer": "castiron.lightning.trainer",
 }
 
-__all__ = ["FSDPPrecisionPlugin", "PrecisionPlugin", "RunLogger", "Trainer"]
+__all__ = ["FSDPPrecisionPlugin", "NumericGuard", "PrecisionPlugin", "RunLogger", "Trainer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,13 @@ class LossMean:
         self._losses.append(loss.detach())
         self._rows.append(rows)
 
+    def drop(self, count: int) -> int:
+        """Take the last so many losses back. → their rows."""
+        kept = max(len(self._rows) - count, 0)
+        rows = sum(self._rows[kept:])
+        del self._losses[kept:], self._rows[kept:]
+        return rows
+
     def take(self) -> float | None:
         """The mean since the last call, and start anew; None where nothing was added."""
         if not self._losses:
@@ -107,6 +114,10 @@ class RecipeModule(pl.LightningModule):
     def take_train_loss(self) -> float | None:
         """Mean training loss per row since the last call. Waits for the device."""
         return self._train_loss.take()
+
+    def forget(self, batches: int) -> None:
+        """The last so many batches were not learnt from: their step was held."""
+        self.items -= self._train_loss.drop(batches)
 
     # --- evaluation --------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,6 +30,8 @@ class Recorder(pl.Callback):
         self._items = 0
         self._since = 0.0
         self._told: set[str] = set()
+        self.held: Callable[[], int] = lambda: 0
+        """How many steps were held so far."""
         self.started = 0.0
         self.items_per_s = 0.0
         """Rows per second since the last log, validation left out."""
@@ -127,6 +130,7 @@ class Recorder(pl.Callback):
             metrics=module.results,
             items_per_s=self.items_per_s or None,
             scale=_scale(trainer),
+            held=self.held(),
         )
 
 

@@ -12,6 +12,7 @@ from castiron.lightning.averaging import AverageWeights
 from castiron.lightning.checkpoints import RunCheckpoints, load_weights, read_checkpoint
 from castiron.lightning.compiling import CompileModel
 from castiron.lightning.early_stopping import StopEarly
+from castiron.lightning.guard import NumericGuard
 from castiron.lightning.loaders import TorchLoader
 from castiron.lightning.loop import use_step_loop
 from castiron.lightning.module import RecipeModule
@@ -58,7 +59,9 @@ class TrainingRun:
         recorder = Recorder(job.run, writer, job.reporter, every=config.log_every)
         stop = GracefulStop(checkpoints)
         reports = {split: data.report for split, data in self._prepared.datasets.items()}
-        callbacks: list[pl.Callback] = [Opening(job, reports, writer), recorder]
+        guard = NumericGuard(origin=self._origin)
+        recorder.held = lambda: guard.held
+        callbacks: list[pl.Callback] = [Opening(job, reports, writer), guard, recorder]
         if config.ema is not None:
             callbacks.append(AverageWeights(config.ema))
         if config.compile:
@@ -105,12 +108,18 @@ class TrainingRun:
         return Outcome(
             status=status,
             steps=steps,
+            held_steps=guard.held,
             metrics=metrics,
             duration_s=duration,
             items_per_s=items / duration,
             message=early.message if early else "",
             checkpoint=found[0] if found else None,
         )
+
+    def _origin(self, row: int) -> str:
+        """Where a training row stands: file and line."""
+        origin = self._prepared.datasets["train"].origin(row)
+        return f"{origin.file}:{origin.line}"
 
 
 def total_steps(config: TrainerConfig, batches: int) -> int:

@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.precision import Precision
 
 from castiron.diagnostics import ConfigError, Place, finding
 from castiron.lightning.fsdp import FSDPPrecisionPlugin, is_fsdp
+from castiron.lightning.guard import NumericGuard
 from castiron.lightning.logger import RunLogger, run_name
 from castiron.lightning.precision import PrecisionPlugin
 from castiron.lightning.profiling import NoProfiler
@@ -71,13 +72,17 @@ class Trainer(pl.Trainer):
                     remedy="Leave it out, or use lightning.Trainer(plugins=[PrecisionPlugin(policy)]).",
                 )
             )
+        callbacks = arguments.pop("callbacks", None) or []
+        callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
         if arguments.get("logger") in (None, True):
             root = arguments.get("default_root_dir") or Path.cwd()
             logger = RunLogger(root)
             arguments["logger"] = logger
-            given = arguments.pop("callbacks", None) or []
-            callbacks = list(given) if isinstance(given, list | tuple) else [given]
-            arguments["callbacks"] = [RunFiles(logger), *callbacks]
+            callbacks.insert(0, RunFiles(logger))
+        if not any(isinstance(c, NumericGuard) for c in callbacks):
+            # First of all: what counts steps or averages weights must not see a held one.
+            callbacks.insert(0, NumericGuard(self.policy))
+        arguments["callbacks"] = callbacks
         if arguments.get("profiler") is None:
             arguments["profiler"] = NoProfiler()
         plugin = FSDPPrecisionPlugin if is_fsdp(arguments.get("strategy")) else PrecisionPlugin

@@ -1,0 +1,168 @@
+"""The decision of a step: is everything finite that must be?
+
+One verdict for a whole optimizer step, from each micro-batch's loss, all gradients (after unscaling, before
+clipping: clipping by a norm that is not finite destroys the evidence), buffers, and what else the policy
+watches. On a CPU, where looking waits for nothing, the host asks at once; elsewhere the answer stays on the
+device (`flag`) until somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from castiron.policy.sections import GuardTarget
+from castiron.torch.dtypes import NARROW
+from castiron.torch.scaling_kernels import multiply_and_check
+
+_LARGE = 1 << 15
+"""Elements from which on the sum of a tensor is cheaper than the multi-tensor kernel, which writes too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the guard saw of one step."""
+
+    bad: bool
+    seen: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """What was watched (loss, gradients …) → names of what is not finite there; only where something is."""
+    micro_batches: tuple[int, ...] = ()
+    """Accumulated batches, from 0, whose loss is not finite."""
+
+    @property
+    def gradients_only(self) -> bool:
+        """Whether losses and all else are finite: what an overflow under loss scaling looks like."""
+        return self.bad and set(self.seen) == {"gradients"}
+
+
+class StepGuard:
+    """Collects what a step shows, and judges it once.
+
+    Per step: `begin()`, `see_loss(loss)` for each micro-batch, `see_gradients()` when they are complete and
+    unscaled, then `verdict()`. Nothing of a step is kept after the next `begin()`.
+
+    Args:
+        module: whose parameters and buffers are watched, under the names they have in it.
+        optimizers: whose state is watched where the policy says so.
+        watch: a policy's `guard.watch`.
+    """
+
+    def __init__(
+        self, module: nn.Module, watch: Sequence[GuardTarget], optimizers: Sequence[Optimizer] = ()
+    ) -> None:
+        self._watch = frozenset(watch)
+        self._optimizers = tuple(optimizers)
+        self._parameters = dict(module.named_parameters())
+        # A buffer that is not finite from the start is so on purpose: a mask of -inf.
+        self._buffers = {
+            n: b for n, b in module.named_buffers() if b.is_floating_point() and b.isfinite().all()
+        }
+        self._losses: list[Tensor] = []
+        self._gradients_seen = False
+
+    def begin(self) -> None:
+        """A new step."""
+        self._losses.clear()
+        self._gradients_seen = False
+
+    def see_loss(self, loss: Tensor) -> None:
+        """The loss of one more micro-batch, before it is scaled."""
+        self._losses.append(loss.detach())
+
+    def see_gradients(self) -> None:
+        """All gradients are there, unscaled and not clipped."""
+        self._gradients_seen = True
+
+    def flag(self) -> Tensor:
+        """1.0 where the step is bad, else 0.0: float32, 0-dim, on the device. Waits for nothing."""
+        flags = [not_finite(tensors) for tensors in self._watched().values() if tensors]
+        if not flags:
+            return torch.zeros(())
+        home = flags[0].device
+        return torch.stack([f.to(home, non_blocking=True) for f in flags]).amax()
+
+    def verdict(self) -> Verdict:
+        """The verdict, with names where it is bad. Waits for the device."""
+        if not self.flag().item():
+            return Verdict(False)
+        seen: dict[str, tuple[str, ...]] = {}
+        for what, tensors in self._named().items():
+            if names := tuple(name for name, t in tensors.items() if not _values(t).isfinite().all()):
+                seen[what] = names
+        micro = tuple(i for i, loss in enumerate(self._losses) if not loss.isfinite().all())
+        return Verdict(True, seen, micro)
+
+    def _watched(self) -> dict[str, list[Tensor]]:
+        return {what: list(tensors.values()) for what, tensors in self._named().items()}
+
+    def _named(self) -> dict[str, dict[str, Tensor]]:
+        found: dict[str, dict[str, Tensor]] = {}
+        if "loss" in self._watch:
+            found["loss"] = {f"micro-batch {i}": loss for i, loss in enumerate(self._losses)}
+        if "gradients" in self._watch and self._gradients_seen:
+            found["gradients"] = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+        if "buffers" in self._watch:
+            found["buffers"] = self._buffers
+        if "parameters" in self._watch:
+            found["parameters"] = dict(self._parameters)
+        if "optimizer" in self._watch:
+            found["optimizer"] = self._states()
+        return found
+
+    def _states(self) -> dict[str, Tensor]:
+        names: dict[Tensor, str] = {p: n for n, p in self._parameters.items()}
+        return {
+            f"{key} of {names.get(p, 'a parameter')}": value
+            for optimizer in self._optimizers
+            for p, state in optimizer.state.items()
+            for key, value in state.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and value.dim()
+        }
+
+
+@torch.no_grad()
+def not_finite(tensors: Iterable[Tensor]) -> Tensor:
+    """1.0 where an element of any tensor is NaN or infinite, else 0.0: float32, 0-dim. Waits for no
+    device but a CPU.
+
+    Large tensors on a CPU are summed, which reads them once (a norm of infinite order takes forty times as
+    long there); a sum that is not finite is looked at again element by element, as finite values may overflow
+    in it. All others go through torch's multi-tensor kernel of loss scaling, with a scale of 1.
+    """
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    flags: list[Tensor] = []
+    for tensor in tensors:
+        values = _values(tensor)
+        if not (values.is_floating_point() or values.is_complex()) or values.numel() == 0:
+            continue
+        if values.is_complex():
+            values = torch.view_as_real(values)
+        if values.device.type == "cpu" and values.numel() >= _LARGE:
+            total = values.sum(dtype=torch.float32 if values.dtype in NARROW else None)
+            if not total.isfinite() and not values.isfinite().all():
+                return torch.ones(())
+        else:
+            groups.setdefault((values.device, values.dtype), []).append(values)
+    for (device, dtype), group in groups.items():
+        if dtype is torch.float64 or any(not v.is_contiguous() for v in group):
+            flags.append(torch.stack([~v.isfinite().all() for v in group]).any().float())
+            continue
+        found = torch.zeros((), dtype=torch.float32, device=device)
+        multiply_and_check(group, found, torch.ones((), dtype=torch.float32, device=device))
+        flags.append(found)
+    if not flags:
+        return torch.zeros(())
+    home = flags[0].device
+    return flags[0] if len(flags) == 1 else torch.stack([f.to(home) for f in flags]).amax()
+
+
+def _values(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor, those stored where it is sparse."""
+    tensor = tensor.detach()
+    if not tensor.is_sparse:
+        return tensor
+    return tensor._values() if tensor.is_coalesced() else tensor.coalesce()._values()
