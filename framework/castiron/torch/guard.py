@@ -8,6 +8,7 @@ device (`flag`) until somebody asks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -79,11 +80,7 @@ class StepGuard:
 
     def flag(self) -> Tensor:
         """1.0 where the step is bad, else 0.0: float32, 0-dim, on the device. Waits for nothing."""
-        flags = [not_finite(tensors) for tensors in self._watched().values() if tensors]
-        if not flags:
-            return torch.zeros(())
-        home = flags[0].device
-        return torch.stack([f.to(home, non_blocking=True) for f in flags]).amax()
+        return not_finite([t for tensors in self._named().values() for t in tensors.values()])
 
     def verdict(self) -> Verdict:
         """The verdict, with names where it is bad. Waits for the device."""
@@ -95,9 +92,6 @@ class StepGuard:
                 seen[what] = names
         micro = tuple(i for i, loss in enumerate(self._losses) if not loss.isfinite().all())
         return Verdict(True, seen, micro)
-
-    def _watched(self) -> dict[str, list[Tensor]]:
-        return {what: list(tensors.values()) for what, tensors in self._named().items()}
 
     def _named(self) -> dict[str, dict[str, Tensor]]:
         found: dict[str, dict[str, Tensor]] = {}
@@ -126,43 +120,54 @@ class StepGuard:
 
 @torch.no_grad()
 def not_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """1.0 where an element of any tensor is NaN or infinite, else 0.0: float32, 0-dim. Waits for no
-    device but a CPU.
+    """1.0 where an element of any tensor is NaN or infinite, else 0.0: float32, 0-dim, on the device of the
+    tensors. Waits for no device but a CPU.
 
-    Large tensors on a CPU are summed, which reads them once (a norm of infinite order takes forty times as
+    On a CPU large tensors are summed, which reads them once (a norm of infinite order takes forty times as
     long there); a sum that is not finite is looked at again element by element, as finite values may overflow
     in it. All others go through torch's multi-tensor kernel of loss scaling, with a scale of 1.
     """
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    flags: list[Tensor] = []
     for tensor in tensors:
         values = _values(tensor)
-        if not (values.is_floating_point() or values.is_complex()) or values.numel() == 0:
-            continue
         if values.is_complex():
             values = torch.view_as_real(values)
-        if values.device.type == "cpu" and values.numel() >= _LARGE:
-            total = values.sum(dtype=torch.float32 if values.dtype in NARROW else None)
-            if not total.isfinite() and not values.isfinite().all():
+        size = values.numel()
+        if size == 0 or not values.is_floating_point():
+            continue
+        if values.is_cpu and (size == 1 or size >= _LARGE):
+            if not _is_finite(values):
                 return torch.ones(())
         else:
             groups.setdefault((values.device, values.dtype), []).append(values)
+    flags: list[Tensor] = []
     for (device, dtype), group in groups.items():
-        if dtype is torch.float64 or any(not v.is_contiguous() for v in group):
+        if dtype is torch.float64 or not all(v.is_contiguous() for v in group):
             flags.append(torch.stack([~v.isfinite().all() for v in group]).any().float())
             continue
         found = torch.zeros((), dtype=torch.float32, device=device)
         multiply_and_check(group, found, torch.ones((), dtype=torch.float32, device=device))
         flags.append(found)
-    if not flags:
-        return torch.zeros(())
-    home = flags[0].device
-    return flags[0] if len(flags) == 1 else torch.stack([f.to(home) for f in flags]).amax()
+    return _any(flags)
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all elements of a tensor on a CPU are finite."""
+    if values.numel() == 1:
+        return math.isfinite(values.item())
+    total = values.sum(dtype=torch.float32 if values.dtype in NARROW else None).item()
+    return math.isfinite(total) or bool(values.isfinite().all())
+
+
+def _any(flags: list[Tensor]) -> Tensor:
+    if len(flags) < 2:
+        return flags[0] if flags else torch.zeros(())
+    return torch.stack([f.to(flags[0].device, non_blocking=True) for f in flags]).amax()
 
 
 def _values(tensor: Tensor) -> Tensor:
     """The numbers of a tensor, those stored where it is sparse."""
-    tensor = tensor.detach()
     if not tensor.is_sparse:
         return tensor
+    tensor = tensor.detach()
     return tensor._values() if tensor.is_coalesced() else tensor.coalesce()._values()
