@@ -133,7 +133,8 @@ def test_an_error_carries_its_findings_everywhere(error: type[CastironError]) ->
 
 
 def test_exit_codes() -> None:
-    assert {e.__name__: e.exit_code for e in ERRORS if e.exit_code != 2} == {"AuditError": 1}
+    codes = {e.__name__: e.exit_code for e in ERRORS if e.exit_code != 2}
+    assert codes == {"AuditError": 1, "NumericIncident": 1}
     assert issubclass(diagnostics.PlanError, ConfigError)
     assert issubclass(diagnostics.HardwareError, ConfigError)
     assert not issubclass(DataError, ConfigError)

@@ -25,8 +25,8 @@ class NumericGuard(pl.Callback):
     """Checks every step before its optimizer applies it: losses, gradients (before clipping), buffers.
 
     A bad step is held: parameters, optimizer state, schedules, buffers, torch's random generators and the
-    step count are as before it. Then the policy's `guard.response` follows: `raise` stops training, `hold` goes on, up
-    to `guard.budget` held steps in a window.
+    step count are as before it. Then the policy's `guard.response` follows: `raise` stops training, `hold`
+    goes on, up to `guard.budget` held steps in a window.
 
     An overflow of gradients alone, under a dynamic loss scale that can still fall, is expected: it is held
     and counted, and nothing follows.
