@@ -18,9 +18,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from castiron.diagnostics import CastironError, ConfigError, DataError, HardwareError, RunError
+from castiron.lightning.checkpoints import _save as save
 from castiron.training import RunDirectory, load_config
 from castiron.training.backend import Job, Outcome, load_backend
 from castiron.training.launch import resume, train
+from castiron.training.run_directory import written
 
 TINY = (
     "data.batch_size=32",
@@ -246,3 +248,14 @@ def test_a_refused_policy_leaves_no_run_behind(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="matches nothing"):
         fit(tmp_path, "precision={preset: float32, layers: {heat: {compute: float32}}}")
     assert not list((tmp_path / "lstm-sentiment").glob("*/plan.json"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, the device that is always full")
+def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(RunError) as error, written(path), open("/dev/full", "wb", buffering=0) as file:
+        save({"weights": torch.zeros(1_000_000)}, file)
+    assert str(error.value) == (
+        f"X819 The file cannot be written: the disk is full. At {path}. "
+        "Make room, or choose another folder with --runs."
+    )

@@ -7,7 +7,7 @@ import os
 import random
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from castiron.diagnostics import Place, RunError, finding
 from castiron.lightning.averaging import averaged_weights
 from castiron.lightning.module import RecipeModule
+from castiron.training.run_directory import written
 
 
 def random_state() -> dict[str, Any]:
@@ -89,6 +90,16 @@ def validation_follows(trainer: pl.Trainer) -> bool:
     return fetcher is not None and loop.epoch_loop._should_check_val_fx(fetcher)
 
 
+def _save(state: dict[str, Any], file: IO[bytes]) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as e:
+        # torch closes its archive on the way out, and hides what the file system said behind that error
+        if isinstance(e.__context__, OSError):
+            raise e.__context__ from None
+        raise
+
+
 class RunCheckpoints(Checkpoint):
     """Keeps the last and the best state of a run.
 
@@ -119,25 +130,28 @@ class RunCheckpoints(Checkpoint):
     def write(self, trainer: pl.Trainer, path: Path) -> None:
         """Write the state of a training under a temporary name, sync it, and give it its name.
 
+        A checkpoint that is there already stays whole until then.
+
         Raises:
-            OSError: the disk is full, or the folder cannot be written.
+            RunError: the disk is full, or the folder cannot be written (X819).
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            with temporary.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        with written(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("wb") as file:
+                    _save(state, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            descriptor = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def write_last(self, trainer: pl.Trainer) -> None:
         """Write `last.ckpt`, unless this very step is in it already."""

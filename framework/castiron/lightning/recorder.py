@@ -52,7 +52,8 @@ class Recorder(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step - self._logged >= self._every or (step != self._logged and step == 1):
+        # At multiples, so that a resumed run logs the steps that the whole one would.
+        if step != self._logged and (step % self._every == 0 or step == 1):
             self._log(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -82,19 +82,19 @@ class RunDirectory:
             )
         parent = Path(runs) / recipe
         stem = name or datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        with _written(parent):
+        with written(parent):
             parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, 1000):
             path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
             try:
-                with _written(path):
+                with written(path):
                     path.mkdir()
             except FileExistsError:
                 if name is None:
                     continue
                 raise RunError(_taken(path, recipe, name)) from None
             run = cls(path)
-            with _written(path):
+            with written(path):
                 (path / CHECKPOINTS).mkdir()
             return run
         raise RunError(finding("X819", "No free name was found.", place=Place(file=str(parent))))
@@ -179,7 +179,7 @@ class RunDirectory:
     def write_text(self, name: str, text: str) -> Path:
         """Write a file whole: under a temporary name, synced, then renamed."""
         path = self.path / name
-        with _written(path), written_atomically(path) as file:
+        with written(path), written_atomically(path) as file:
             file.write(text.encode("utf-8"))
         return path
 
@@ -234,7 +234,7 @@ class RunDirectory:
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to `metrics.jsonl`. It is in the file when this returns, unless the machine fails."""
-        with _written(self.path / METRICS):
+        with written(self.path / METRICS):
             if self._metrics is None:
                 self._metrics = open(self.path / METRICS, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
             self._metrics.write(json.dumps(_finite(row), default=float, allow_nan=False) + "\n")
@@ -281,7 +281,7 @@ class RunDirectory:
         import fcntl
 
         path = self.path / ".lock"
-        with _written(path):
+        with written(path):
             file = open(path, "a+")  # noqa: SIM115
         try:
             try:
@@ -335,7 +335,7 @@ def _taken(path: Path, recipe: str, name: str) -> Any:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
+def written(path: Path) -> Iterator[None]:
     """Turns failures of the file system into a RunError; FileExistsError passes."""
     try:
         yield
