@@ -25,8 +25,8 @@ KINDS = (
     "csv, one bad cell a block",
     "csv, text of integers",
     "jsonl",
-    "parquet",
-    "parquet, no digest",
+    "parquet, float32 columns",
+    "parquet, float64 columns",
 )
 
 
@@ -40,14 +40,23 @@ def make_files(folder: Path, rows: int) -> dict[str, Path]:
     names = [f"x{i}" for i in range(COLUMNS)]
     floats = pa.table({n: np.round(random.standard_normal(rows), 6) for n in names})
     integers = pa.table({n: random.integers(0, 100_000, rows) for n in names})
+    narrow = pa.schema([(n, pa.float32()) for n in names])
     files = {
         k: folder / f"{rows}-{k}"
-        for k in ("floats.csv", "gaps.csv", "integers.csv", "floats.jsonl", "floats.parquet")
+        for k in (
+            "floats.csv",
+            "gaps.csv",
+            "integers.csv",
+            "floats.jsonl",
+            "float32.parquet",
+            "float64.parquet",
+        )
     }
     if not files["floats.csv"].exists():
         csv.write_csv(floats, files["floats.csv"])
         csv.write_csv(integers, files["integers.csv"])
-        parquet.write_table(floats, files["floats.parquet"])
+        parquet.write_table(floats, files["float64.parquet"])
+        parquet.write_table(floats.cast(narrow), files["float32.parquet"])
         lines = files["floats.csv"].read_text().splitlines(keepends=True)
         with files["floats.jsonl"].open("w") as out:
             for line in lines[1:]:
@@ -64,20 +73,19 @@ def contenders(kind: str, files: dict[str, Path]) -> tuple[Callable[[], object],
     from pyarrow import csv, parquet
     from pyarrow import json as arrow_json
 
-    from castiron.data import Field, ReadOptions, Schema, load
+    from castiron.data import Field, Schema, load
 
     bad = "drop" if "bad cell" in kind else "error"
-    options = ReadOptions(digest="no digest" not in kind)
     schema = Schema(fields=tuple(Field(name=f"x{i}", bad=bad) for i in range(COLUMNS)))
     path, bare = {
         "csv": (files["floats.csv"], csv.read_csv),
         "csv, one bad cell a block": (files["gaps.csv"], csv.read_csv),
         "csv, text of integers": (files["integers.csv"], csv.read_csv),
         "jsonl": (files["floats.jsonl"], arrow_json.read_json),
-        "parquet": (files["floats.parquet"], parquet.read_table),
-        "parquet, no digest": (files["floats.parquet"], parquet.read_table),
+        "parquet, float32 columns": (files["float32.parquet"], parquet.read_table),
+        "parquet, float64 columns": (files["float64.parquet"], parquet.read_table),
     }[kind]
-    return lambda: load(path, schema, options=options), lambda: bare(path)
+    return lambda: load(path, schema), lambda: bare(path)
 
 
 def compare(ours: Callable[[], object], bare: Callable[[], object], rounds: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -158,6 +158,10 @@ def test_the_resolved_config_validates_back_to_an_equal_one(settings_given):
 
 @settings(max_examples=60, deadline=None)
 @given(configs)
+@example(
+    {"recipe": "x", "data": {"train": ("a", "?b", "-c", ":d", "? e", "?", "-", "#f", "&g", "*h", "!i", "%j")}}
+)
+@example({"recipe": "?x", "trainer": {"max_epochs": 1, "monitor": "-y"}})
 def test_the_written_config_reads_back_to_the_same_values(settings_given):
     tree = RunConfig.model_validate(settings_given).resolved()
     document = read_text(as_yaml(tree, "A header.\nOf two lines."), "config.yaml")

@@ -51,8 +51,12 @@ def _null(representer: Any, value: None) -> Any:
 
 
 def _text(representer: Any, value: str) -> Any:
-    """Quoted with escapes where a character is not to be seen: other line breaks would read as blanks."""
-    style = None if value.isprintable() else '"'
+    """Quoted where reading back would give something else.
+
+    With escapes where a character is not to be seen: other line breaks would read as blanks. And where it
+    begins like a complex key: ruamel.yaml writes it plainly into a list on one line, and reads it as a key.
+    """
+    style = '"' if not value.isprintable() or value.startswith(("?", ":", "-")) else None
     return representer.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
