@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from castiron.diagnostics.finding import Finding
+
+if TYPE_CHECKING:
+    from castiron.training.incident import Incident
 
 
 class CastironError(Exception):
@@ -43,9 +48,28 @@ class AuditError(CastironError):
 
 
 class NumericIncident(CastironError):
-    """A step with NaN or infinity where the policy allows none. Nothing of the step was applied."""
+    """A step with NaN or infinity where the policy allows none. Nothing of the step was applied.
+
+    `incident` is the record of what happened, `path` the folder that holds it together with all that
+    `castiron replay` needs; None where the step was not looked at again, or nothing was written.
+    """
 
     exit_code = 1
+
+    def __init__(
+        self,
+        findings: Finding | Iterable[Finding],
+        *,
+        incident: Incident | None = None,
+        path: str | Path | None = None,
+    ) -> None:
+        super().__init__(findings)
+        self.incident = incident
+        self.path = Path(path) if path is not None else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The third item is put into __dict__: the arguments by name have no place in the second.
+        return type(self), (self.findings,), {"incident": self.incident, "path": self.path}
 
 
 class ManifestError(CastironError):
