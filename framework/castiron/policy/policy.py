@@ -180,7 +180,13 @@ class PrecisionPolicy(Section):
 
     def hash(self) -> str:
         """16 hexadecimal digits of what is declared: equal on every machine and Python version."""
-        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"))
+        declared = self.canonical()
+        # Settings that came later count where they are set: saved plans and manifests keep their hash.
+        defaults = GuardSection().model_dump(mode="json")
+        for key in ("rollback", "lower_lr", "promote"):
+            if declared["guard"][key] == defaults[key]:
+                del declared["guard"][key]
+        text = json.dumps(declared, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __eq__(self, other: object) -> bool:

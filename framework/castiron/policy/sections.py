@@ -215,6 +215,34 @@ class Budget(Section):
     """Length of the window, in steps."""
 
 
+class Rollback(Section):
+    """How far training goes back after a bad step, and how often."""
+
+    steps: PositiveInt = 100
+    """Go back to the latest checkpoint that is at least so many steps old."""
+    limit: PositiveInt = 3
+    """How often in a run; the next bad step stops it."""
+
+
+class LowerLearningRate(Section):
+    """How much the learning rate falls after a bad step, and how often."""
+
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Factor on the learning rates of all parameter groups."""
+    limit: PositiveInt = 3
+    """How often in a run; the next bad step stops it."""
+
+
+class Promote(Section):
+    """How many layers go to float32 because they made a bad step."""
+
+    limit: PositiveInt = 3
+    """How many layers in a run; the next bad step of a narrow layer stops it."""
+
+
+GuardResponse = Literal["raise", "hold", "rollback", "lower-lr", "promote"]
+
+
 class GuardSection(Section):
     """What is checked at every step, and what happens when a step is bad."""
 
@@ -222,10 +250,16 @@ class GuardSection(Section):
     """Check every so many steps."""
     watch: tuple[GuardTarget, ...] = ("loss", "gradients", "buffers")
     """What is checked for NaN and infinity."""
-    response: Literal["raise", "hold", "rollback", "lower-lr", "promote"] = "raise"
+    response: GuardResponse = "raise"
     """What follows a bad step, once it is held."""
     budget: Budget = Budget()
-    """How many held steps are put up with before training stops."""
+    """How many held steps are put up with before training stops, whatever the response."""
+    rollback: Rollback = Rollback()
+    """With `response: rollback`."""
+    lower_lr: LowerLearningRate = LowerLearningRate()
+    """With `response: lower-lr`."""
+    promote: Promote = Promote()
+    """With `response: promote`."""
 
 
 class HealthSection(Section):
