@@ -1,9 +1,9 @@
 """Tensors to bytes and back, without pickle: safetensors, and JSON for the tree that they hang in.
 
 `pack` takes any tree of a batch (mappings, sequences, dataclasses, packed sequences, NumPy arrays, numbers,
-text). Every value comes back bit for bit, NaN payloads too. Classes do not: a mapping comes back as a dict, a
-dataclass as a namespace, a named tuple as another one of the same fields, because to make an object of a class
-that a file names is to run code that it chose.
+text). Every value comes back bit for bit, NaN payloads too. Classes do not: a mapping comes back as a dict,
+a dataclass as a namespace, a named tuple as another one of the same fields, because to make an object of a
+class that a file names is to run code that it chose.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class DamagedTensors(ValueError):
 def pack(tree: Any) -> tuple[bytes, Structure]:
     """A tree as safetensors and the JSON of its structure.
 
-    Tensors that are the same object stay so. A mapping's keys name its tensors in the safetensors. What is no data (a generator, an object of some class) is left
-    out, and comes back as `LeftOut`.
+    Tensors that are the same object stay so, and a mapping's keys name its tensors in the file. What is no
+    data (a generator, an object of some class) is left out, and comes back as `LeftOut`.
     """
     packer = _Packer()
     structure = packer(tree, "")
