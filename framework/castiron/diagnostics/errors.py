@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from castiron.diagnostics.finding import Finding
-
-if TYPE_CHECKING:
-    from castiron.training.incident import Incident
 
 
 class CastironError(Exception):
@@ -50,7 +47,7 @@ class AuditError(CastironError):
 class NumericIncident(CastironError):
     """A step with NaN or infinity where the policy allows none. Nothing of the step was applied.
 
-    `incident` is the record of what happened, `path` the folder that holds it together with all that
+    `incident` is the record of what happened (`castiron.training.incident.Incident`), `path` the folder that holds it together with all that
     `castiron replay` needs; None where the step was not looked at again, or nothing was written.
     """
 
@@ -60,7 +57,7 @@ class NumericIncident(CastironError):
         self,
         findings: Finding | Iterable[Finding],
         *,
-        incident: Incident | None = None,
+        incident: Any = None,
         path: str | Path | None = None,
     ) -> None:
         super().__init__(findings)

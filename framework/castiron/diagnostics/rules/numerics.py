@@ -19,6 +19,97 @@ RULES: tuple[Rule, ...] = (
         good="loss = (prediction / count.clamp(min=1)).mean()",
     ),
     Rule(
+        code="N501",
+        name="overflow",
+        severity="error",
+        what="An operation gave an infinity (or NaN, from infinities inside it) out of finite operands: its "
+        "result "
+        "is larger than its format can hold.",
+        why="float16 ends at 65,504. One infinity makes the loss NaN a few operations later, where "
+        "frameworks notice, if they do.",
+        remedy="Compute the layer in float32, or make its operands smaller.",
+        bad="scores = (queries @ keys.mT).softmax(-1)  # float16: the product passes 65,504",
+        good="scores = (queries / queries.shape[-1] ** 0.5 @ keys.mT).softmax(-1)",
+    ),
+    Rule(
+        code="N502",
+        name="zero-over-zero",
+        severity="error",
+        what="An operation divided zero by zero, infinity by infinity, or took infinity from infinity: a "
+        "constant "
+        "column that is standardised, a softmax over a row that is masked whole, a mean of nothing.",
+        why="The result is NaN, and so is all that it reaches; masking it afterwards does not clear the "
+        "gradient.",
+        remedy="Keep the divisor away from zero, and leave something to take the softmax or the mean of.",
+        bad="x = (x - x.mean(0)) / x.std(0)",
+        good="x = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)",
+    ),
+    Rule(
+        code="N503",
+        name="zero-times-infinity",
+        severity="error",
+        what="An operation multiplied zero by infinity.",
+        why="Multiplying with a mask of zeros does not hide an infinity, it makes NaN of it.",
+        remedy="Mask with `masked_fill` or `where`, and keep the infinity from arising.",
+        bad="loss = (mask * x.log()).sum()  # x is 0 where mask is",
+        good="loss = x.masked_fill(mask == 0, 1).log().sum()",
+    ),
+    Rule(
+        code="N504",
+        name="outside-the-domain",
+        severity="error",
+        what="An operation has no finite value (or no finite slope) where it was asked: log of 0, sqrt of a "
+        "negative "
+        "number, the slope of sqrt at 0, division by 0.",
+        why="The loss becomes infinite or NaN, or only the gradient does while the loss looks well.",
+        remedy="Keep the operands inside the domain, or use the stable function: log_softmax, "
+        "binary_cross_entropy_with_logits, torch.linalg.vector_norm.",
+        bad="loss = -(y * p.log()).sum()",
+        good="loss = torch.nn.functional.cross_entropy(logits, y)",
+    ),
+    Rule(
+        code="N506",
+        name="inherited",
+        severity="error",
+        what="A parameter, a buffer or another tensor was not finite before the step began.",
+        why="The step at hand is only where it was noticed.",
+        remedy="Go back to a checkpoint in which it is finite; `guard.watch` with parameters and optimizer "
+        "stops at "
+        "the step that spoils it.",
+    ),
+    Rule(
+        code="N507",
+        name="bad-data",
+        severity="error",
+        what="A field of the batch was not finite when it reached the model.",
+        why="One such row makes the whole batch NaN in a BatchNorm; the model is not to blame.",
+        remedy="Mend or leave out the rows that are named; declare the field in a data contract, which "
+        "refuses them "
+        "at load.",
+    ),
+    Rule(
+        code="N508",
+        name="optimizer-not-finite",
+        severity="error",
+        what="Gradients were finite, and the optimizer's own step made a parameter or its state NaN or "
+        "infinite.",
+        why="eps of Adam is 0 in float16, and 0/0 is NaN; a squared gradient overflows.",
+        remedy="Use fused=True, float32 parameters or a master copy, or an eps that the format can hold.",
+        bad="torch.optim.Adam(model.half().parameters(), foreach=True)",
+        good="torch.optim.Adam(model.parameters())  # float32, under precision: fp16-mixed",
+    ),
+    Rule(
+        code="N509",
+        name="not-reproduced",
+        severity="error",
+        what="The step that was bad is finite when it is run again on the same parameters, batch and random "
+        "state.",
+        why="Then it is not the model's arithmetic: compiled code that differs from eager code, an operation "
+        "that is "
+        "not deterministic, memory that was overwritten, a faulty device.",
+        remedy="Train without compile and with deterministic algorithms; where it stays, suspect the device.",
+    ),
+    Rule(
         code="N510",
         name="held-budget-spent",
         severity="error",
@@ -28,6 +119,18 @@ RULES: tuple[Rule, ...] = (
         "`guard.budget.holds`.",
         bad="guard: {response: hold, budget: {holds: 10, window: 1000}}  # and every tenth batch is bad",
         good="guard: {response: hold, budget: {holds: 200, window: 1000}}",
+    ),
+    Rule(
+        code="N511",
+        name="bad-loss-healthy-gradients",
+        severity="error",
+        what="The loss is NaN or infinite, and every gradient is finite (most often exactly 0).",
+        why="All targets of a batch are ignored, or its mask is empty: the mean of nothing. The weights were "
+        "never "
+        "in danger, but the mean of the losses is.",
+        remedy="Skip such batches, or divide by `count.clamp(min=1)`.",
+        bad="loss = cross_entropy(logits, targets, ignore_index=-100)  # every target is -100",
+        good="loss = cross_entropy(logits, targets, reduction='sum') / (targets != -100).sum().clamp(min=1)",
     ),
     Rule(
         code="N512",

@@ -1,0 +1,114 @@
+"""What happened in one sentence, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from castiron.formats import number_format
+from castiron.training.incident import Event, Phase, TensorStatistics
+
+_LOG = (
+    "Take the logarithm of something that cannot be 0: `torch.log_softmax`, "
+    "`binary_cross_entropy_with_logits` on logits, or `x.clamp(min=eps).log()`."
+)
+_SQRT = (
+    "The slope of sqrt at 0 is infinite: `(x + eps).sqrt()`, `x.clamp(min=eps).sqrt()`, or "
+    "`torch.linalg.vector_norm`, which has a gradient at 0. A `where` behind it does not help: 0 · inf."
+)
+_DIVISION = "Keep the divisor away from 0: `x / (y + eps)`, or `y.clamp(min=eps)`."
+_SOFTMAX = (
+    "A row of scores is masked whole. Leave one position open, use `scaled_dot_product_attention`, which "
+    "gives zeros there, or take such rows out before."
+)
+_NOTHING = {
+    "softmax": "is taken over nothing but -inf",
+    "log_softmax": "is taken over nothing but -inf",
+    "mean": "is taken over nothing",
+    "nll_loss": "takes the mean over no target",
+    "nll_loss2d": "takes the mean over no target",
+    "var": "is taken over a single value",
+    "std": "is taken over a single value",
+}
+_REMEDIES: tuple[tuple[tuple[str, ...], tuple[Event, ...], str], ...] = (
+    (("log", "log2", "log10", "log1p", "logit", "xlogy"), ("domain", "zero-over-zero"), _LOG),
+    (("sqrt", "rsqrt", "norm", "linalg_vector_norm", "cdist"),
+     ("domain", "zero-over-zero", "zero-times-inf"), _SQRT),
+    (("softmax", "log_softmax", "safe_softmax"), ("zero-over-zero",), _SOFTMAX),
+    (
+        ("nll_loss", "nll_loss2d", "cross_entropy", "mean", "nanmean"),
+        ("zero-over-zero",),
+        "Nothing was left to take the mean of: every target is ignored, or the mask is empty. Skip such "
+        "batches, or take `sum() / count.clamp(min=1)`.",
+    ),
+    (("var", "std", "var_mean", "std_mean"), ("zero-over-zero",),
+     "The variance of one value is 0/0: use `correction=0`, or more values."),
+    (("div", "rdiv", "reciprocal", "true_divide"), ("domain", "zero-over-zero"), _DIVISION),
+    (("pow", "float_power"), ("domain", "zero-times-inf", "zero-over-zero"),
+     "A power has no finite value or slope there: keep the base above 0 (`x.clamp(min=eps)`)."),
+    (("acos", "asin", "atanh"), ("domain",), "Keep the argument within (-1, 1): `clamp(-1 + eps, 1 - eps)`."),
+    (("exp", "exp2", "expm1", "sinh", "cosh"), ("overflow",),
+     "Subtract the largest value first (`softmax`, `logsumexp` do), or clamp the argument."),
+)  # fmt: skip
+
+
+def remedy(op: str, event: Event, module: str | None, dtype: str | None, scale: float, phase: Phase) -> str:
+    """What to do, as specific as can be."""
+    base = op.partition("Backward")[0].lower() if "Backward" in op else op.rstrip("_")
+    for ops, events, text in _REMEDIES:
+        if event in events and any(base == o or base == o.replace("_", "") for o in ops):
+            return text
+    if event == "overflow":
+        if phase == "backward" and scale > 1:
+            return (
+                f"The loss is scaled by {scale:g}: lower it; `scaling: {{kind: dynamic}}` does so by itself."
+            )
+        if dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):
+            layer = f"`precision: {{layers: {{'{module}': {{compute: float32}}}}}}`" if module else "float32"
+            return f"Compute it in {layer}, or make its operands smaller (scale, normalise)."
+        return "Make its operands smaller: normalise the inputs, lower the learning rate, clip gradients."
+    if event == "zero-over-zero":
+        return _DIVISION
+    if event == "zero-times-inf":
+        return (
+            "Something infinite met a zero. Mask with `masked_fill` or `where` instead of multiplying, and "
+            "keep the infinite value from arising."
+        )
+    return "Keep the operands inside the domain of the operation: clamp them before it."
+
+
+def sentence(
+    op: str, event: Event, operands: Sequence[TensorStatistics], results: Sequence[TensorStatistics]
+) -> str:
+    """What an operation did."""
+    gave = _gave(results)
+    floats = [o for o in operands if o.max is not None and "int" not in o.dtype and o.dtype != "bool"]
+    if event == "overflow":
+        dtype = results[0].dtype if results else ""
+        largest = max((max(abs(o.max or 0), abs(o.min or 0)) for o in floats), default=None)
+        ends = f"{dtype} ends at {number_format(dtype).max:g}" if dtype else ""
+        got = f"operands reach {largest:g}" if largest is not None else ""
+        detail = "; ".join(x for x in (got, ends) if x)
+        return f"{op} overflows{f' {dtype}' if dtype else ''}" + (f" ({detail})" if detail else "")
+    if event == "zero-over-zero":
+        return f"{op} {_NOTHING.get(op.rstrip('_'), 'divides zero by zero, or infinity by infinity')}: {gave}"
+    if event == "zero-times-inf":
+        return f"{op} multiplies zero by infinity: {gave}"
+    if event == "domain":
+        if "Backward" in op:
+            return f"{op} has no finite slope there: {gave}"
+        least = min((o.min for o in floats if o.min is not None), default=None)
+        if least == 0:
+            return f"{op} meets 0, where it has no finite value: {gave}"
+        at = f" (operands from {least:g})" if least is not None else ""
+        return f"{op} leaves its domain{at}: {gave}"
+    return f"{op} gives {gave}"
+
+
+def _gave(results: Sequence[TensorStatistics]) -> str:
+    nan, pos, neg = (sum(getattr(r, k) for r in results) for k in ("nan", "posinf", "neginf"))
+    parts = [f"{n:,} {what}" for n, what in ((nan, "NaN"), (pos, "+inf"), (neg, "-inf")) if n]
+    total = 1
+    for r in results[:1]:
+        for size in r.shape:
+            total *= size
+    return (" and ".join(parts) or "no finite result") + (f" of {total:,}" if len(results) == 1 else "")
