@@ -114,5 +114,10 @@ def held_steps() -> Tag:
     )
 
 
+def incident() -> Tag:
+    """What happened in a held step, at that step."""
+    return _tag("Incidents", "incident", says="A held step: what went wrong, where, and what to do about it.")
+
+
 def findings() -> Tag:
     return _tag("Incidents", "findings", says="Warnings and errors of the run, with their remedies.")
