@@ -1,5 +1,11 @@
 """The PyTorch wing: the plan applied, steps, scaling, optimizers. Plain torch; serves a bare loop.
 
+with transaction(model, optimizer, policy) as step:
+    for batch in batches:
+        step(lambda batch: loss_function(model(batch["x"]), batch["y"]), batch)
+
+Or its parts, by hand and without the guard:
+
 plan, notes = resolve(policy, describe(model), device_capability())
 precision, scaler = apply(model, plan), make_scaler(policy.scaling)
 optimizer = AdamW(model.parameters(), fused=True)
@@ -29,6 +35,7 @@ from castiron.torch.optimizers import build_optimizer
 from castiron.torch.precision import Precision, apply, departures
 from castiron.torch.scaling import make_scaler
 from castiron.torch.switches import matmul_switches
+from castiron.torch.transaction import transaction
 from castiron.torch.updates import guard_updates
 
 __all__ = [
@@ -47,4 +54,5 @@ __all__ = [
     "seed_everything",
     "seeded",
     "to_loss_dtype",
+    "transaction",
 ]

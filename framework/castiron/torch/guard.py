@@ -9,7 +9,7 @@ device (`flag`) until somebody asks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,8 +17,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from castiron.policy.sections import GuardTarget
+from castiron.torch.activations import ActivationWatch
 from castiron.torch.dtypes import NARROW
 from castiron.torch.scaling_kernels import multiply_and_check
+
+UPDATED: frozenset[GuardTarget] = frozenset({"parameters", "optimizer"})
+"""What an optimizer's step changes: looked at after it, such a step can still be undone."""
+COMPUTED: frozenset[GuardTarget] = frozenset({"loss", "gradients", "buffers", "activations"})
+"""What is known of a step before its optimizer acts."""
 
 _LARGE = 1 << 15
 """Elements from which on the sum of a tensor is cheaper than the multi-tensor kernel, which writes too."""
@@ -46,6 +52,9 @@ class StepGuard:
     Per step: `begin()`, `see_loss(loss)` for each micro-batch, `see_gradients()` when they are complete and
     unscaled, then `verdict()`. Nothing of a step is kept after the next `begin()`.
 
+    Where activations are watched, make it before the first run of a compiled model: later hooks are never
+    called there.
+
     Args:
         module: whose parameters and buffers are watched, under the names they have in it.
         optimizers: whose state is watched where the policy says so.
@@ -62,13 +71,31 @@ class StepGuard:
         self._buffers = {
             n: b for n, b in module.named_buffers() if b.is_floating_point() and b.isfinite().all()
         }
+        self._activations = ActivationWatch(module) if "activations" in self._watch else None
         self._losses: list[Tensor] = []
         self._gradients_seen = False
+
+    @property
+    def watch(self) -> frozenset[GuardTarget]:
+        """What is watched."""
+        return self._watch
 
     def begin(self) -> None:
         """A new step."""
         self._losses.clear()
         self._gradients_seen = False
+        if self._activations is not None:
+            self._activations.begin()
+
+    def end(self) -> None:
+        """The step is over: what the model computes until the next `begin` is not watched."""
+        if self._activations is not None:
+            self._activations.end()
+
+    def release(self) -> None:
+        """Take the hooks off the module, where there are any."""
+        if self._activations is not None:
+            self._activations.remove()
 
     def see_loss(self, loss: Tensor) -> None:
         """The loss of one more micro-batch, before it is scaled."""
@@ -78,32 +105,55 @@ class StepGuard:
         """All gradients are there, unscaled and not clipped."""
         self._gradients_seen = True
 
-    def flag(self) -> Tensor:
-        """1.0 where the step is bad, else 0.0: float32, 0-dim, on the device. Waits for nothing."""
-        return not_finite([t for tensors in self._named().values() for t in tensors.values()])
+    def flag(self, targets: Collection[GuardTarget] | None = None) -> Tensor:
+        """1.0 where the step is bad, else 0.0: float32, 0-dim, on the device. Waits for nothing.
 
-    def verdict(self) -> Verdict:
-        """The verdict, with names where it is bad. Waits for the device."""
-        if not self.flag().item():
+        Args:
+            targets: only these of what is watched; None: all.
+        """
+        named = self._named(targets)
+        bad = not_finite([t for tensors in named.values() for t in tensors.values()])
+        if self._activations is None or (targets is not None and "activations" not in targets):
+            return bad
+        return _any([bad, self._activations.flag()])
+
+    def verdict(self, targets: Collection[GuardTarget] | None = None) -> Verdict:
+        """The verdict, with names where it is bad. Waits for the device.
+
+        Args:
+            targets: only these of what is watched; None: all.
+        """
+        watched = self._activations is not None and (targets is None or "activations" in targets)
+        if not self.flag(targets).item():
+            if watched and self._activations is not None:
+                self._activations.learn()
             return Verdict(False)
         seen: dict[str, tuple[str, ...]] = {}
-        for what, tensors in self._named().items():
+        for what, tensors in self._named(targets).items():
             if names := tuple(name for name, t in tensors.items() if not _values(t).isfinite().all()):
                 seen[what] = names
+        if watched and self._activations is not None:
+            if not seen:
+                self._activations.learn()
+            if names := self._activations.bad():
+                seen["activations"] = names
+        if not seen:
+            return Verdict(False)
         micro = tuple(i for i, loss in enumerate(self._losses) if not loss.isfinite().all())
         return Verdict(True, seen, micro)
 
-    def _named(self) -> dict[str, dict[str, Tensor]]:
+    def _named(self, targets: Collection[GuardTarget] | None = None) -> dict[str, dict[str, Tensor]]:
+        watch = self._watch if targets is None else self._watch.intersection(targets)
         found: dict[str, dict[str, Tensor]] = {}
-        if "loss" in self._watch:
+        if "loss" in watch:
             found["loss"] = {f"micro-batch {i}": loss for i, loss in enumerate(self._losses)}
-        if "gradients" in self._watch and self._gradients_seen:
+        if "gradients" in watch and self._gradients_seen:
             found["gradients"] = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
-        if "buffers" in self._watch:
+        if "buffers" in watch:
             found["buffers"] = self._buffers
-        if "parameters" in self._watch:
+        if "parameters" in watch:
             found["parameters"] = dict(self._parameters)
-        if "optimizer" in self._watch:
+        if "optimizer" in watch:
             found["optimizer"] = self._states()
         return found
 

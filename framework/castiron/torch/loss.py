@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 
+from castiron.diagnostics import Finding, Place, PlanError, finding
+from castiron.policy import PrecisionPolicy
+from castiron.torch.dtypes import dtype_name, torch_dtype
 from castiron.torch.trees import map_tensors
 
 
@@ -18,3 +21,27 @@ def to_loss_dtype(tree: Any, dtype: torch.dtype) -> Any:
     return map_tensors(
         lambda t: t.to(dtype) if t.dtype.is_floating_point and t.dtype is not dtype else t, tree
     )
+
+
+def check_loss(loss: torch.Tensor, policy: PrecisionPolicy) -> Finding | None:
+    """Whether the loss has the declared format; what the model does before it is for the audit.
+
+    Returns:
+        F310 as a warning where it has not and the policy only warns, else None.
+
+    Raises:
+        PlanError: it has not, and the policy is strict (F310).
+    """
+    if policy.enforce.level == "off" or loss.dtype is torch_dtype(policy.loss):
+        return None
+    found = finding(
+        "F310",
+        "the loss is not in the declared format",
+        place=Place(op="loss", phase="forward"),
+        expected=policy.loss,
+        received=dtype_name(loss.dtype),
+        severity="error" if policy.enforce.level == "strict" else "warning",
+    )
+    if found.severity == "error":
+        raise PlanError(found)
+    return found

@@ -38,6 +38,18 @@ class NoScaler:
     def update(self) -> None:
         """Choose the next scale; once per step, after every optimizer has stepped."""
 
+    @property
+    def found_inf(self) -> torch.Tensor | None:
+        """1.0 where a gradient unscaled so far in this step is not finite, else 0.0; None before that."""
+        return None
+
+    def discard(self) -> None:
+        """Forget the step that was begun: nothing of it is counted, and no scale follows from it."""
+
+    def tensors(self, device: torch.device) -> list[torch.Tensor]:
+        """The scale and its counts on the device, as they are: copies of them can be put back in place."""
+        return []
+
     def get_scale(self) -> float:
         """The scale. Waits for the device."""
         return 1.0
@@ -130,21 +142,27 @@ class StaticScaler(NoScaler):
         self._stepped.add(id(optimizer))
         found = self._found_inf
         assert found is not None
-        if not takes_verdict(optimizer):
-            return None if bool(found.item()) else optimizer.step(*args, **kwargs)
-        fused: Any = optimizer
-        fused.found_inf, fused.grad_scale = found.to(_home(optimizer)), None
-        try:
-            return optimizer.step(*args, **kwargs)
-        finally:
-            del fused.found_inf, fused.grad_scale
+        return step_unless(optimizer, found, *args, **kwargs)
+
+    @property
+    def found_inf(self) -> torch.Tensor | None:
+        return self._found_inf
+
+    def discard(self) -> None:
+        self._found_inf = None
+        self._unscaled.clear()
+        self._stepped.clear()
+
+    def tensors(self, device: torch.device) -> list[torch.Tensor]:
+        scale = self._on(device)
+        assert self._overflows is not None
+        assert self._at_floor is not None
+        return [scale, self._overflows, self._at_floor]
 
     @torch.no_grad()
     def update(self) -> None:
         found = self._found_inf
-        self._found_inf = None
-        self._unscaled.clear()
-        self._stepped.clear()
+        self.discard()
         if found is not None:
             scale = self._on(found.device)
             assert self._overflows is not None
@@ -254,6 +272,11 @@ class DynamicScaler(StaticScaler):
         self._reported = int(state["overflows"])
         self._restore({**state, "scale": scale})
 
+    def tensors(self, device: torch.device) -> list[torch.Tensor]:
+        found = super().tensors(device)
+        assert self._good is not None
+        return [*found, self._good]
+
     def _on(self, device: torch.device) -> torch.Tensor:
         if self._scale is None:
             good = int(self._pending["good"])
@@ -281,6 +304,19 @@ def takes_verdict(optimizer: Optimizer) -> bool:
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         return False
     return all(group.get("fused") for group in optimizer.param_groups)
+
+
+def step_unless(optimizer: Optimizer, found_inf: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """The optimizer's step, unless `found_inf` (0.0 or 1.0, 0-dim) is 1: then nothing of it changes. Waits
+    for the device only where the optimizer cannot take the verdict there (`takes_verdict`)."""
+    if not takes_verdict(optimizer):
+        return None if bool(found_inf.item()) else optimizer.step(*args, **kwargs)
+    fused: Any = optimizer
+    fused.found_inf, fused.grad_scale = found_inf.to(_home(optimizer)), None
+    try:
+        return optimizer.step(*args, **kwargs)
+    finally:
+        del fused.found_inf, fused.grad_scale
 
 
 def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from castiron.torch.updates import guard_of
+
 _OWN = ("optimizer", "_wrapped_by_lr_sched")
 
 
 class Snapshot:
-    """Buffers, torch's generators, schedules and learning rates as they were before a step.
+    """Buffers, torch's generators, schedules, learning rates, and the states of torchmetrics' metrics inside
+    the module, as they were before a step.
 
     The generators of Python and NumPy are left alone: they belong to the data, and keeping NumPy's takes
     sixty microseconds a step.
@@ -49,6 +52,9 @@ class Snapshot:
         self._settings: list[list[dict[str, Any]]] = []
         self._states: list[dict[Any, dict[str, Any]]] = []
         self._schedule_states: list[dict[str, Any]] = []
+        self._masters: list[dict[str, Any] | None] = []
+        self._metrics = [m for m in module.modules() if _is_metric(m)]
+        self._metric_states: list[dict[str, Any]] = []
 
     @torch.no_grad()
     def take(self) -> None:
@@ -56,15 +62,22 @@ class Snapshot:
         for group in self._groups:
             torch._foreach_copy_([self._copies[i] for i in group], [self._tensors[i].detach() for i in group])
         self._random = _random_state()
-        self._settings = [
-            [{k: v for k, v in g.items() if k != "params"} for g in o.param_groups] for o in self._optimizers
-        ]
-        self._schedule_states = [_shallow(s) for s in self._schedules]
+        self._metric_states = [_metric_state(m) for m in self._metrics]
+        self.take_settings()
         if self._whole:
             self._states = [
                 {p: {k: _copy(v) for k, v in state.items()} for p, state in o.state.items()}
                 for o in self._optimizers
             ]
+            updates = [guard_of(o) for o in self._optimizers]
+            self._masters = [None if u is None else u.kept() for u in updates]
+
+    def take_settings(self) -> None:
+        """Keep the present schedules and settings of optimizers, and of all else what was kept before."""
+        self._settings = [
+            [{k: v for k, v in g.items() if k != "params"} for g in o.param_groups] for o in self._optimizers
+        ]
+        self._schedule_states = [_shallow(s) for s in self._schedules]
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -72,6 +85,8 @@ class Snapshot:
         for group in self._groups:
             torch._foreach_copy_([self._tensors[i].detach() for i in group], [self._copies[i] for i in group])
         _restore_random(self._random)
+        for metric, state in zip(self._metrics, self._metric_states, strict=True):
+            vars(metric).update({k: _copy_state(v) for k, v in state.items()})
         for optimizer, settings in zip(self._optimizers, self._settings, strict=True):
             for own, kept in zip(optimizer.param_groups, settings, strict=True):
                 own.update(kept)
@@ -83,6 +98,10 @@ class Snapshot:
                 optimizer.state.update(
                     {p: {k: _copy(v) for k, v in state.items()} for p, state in states.items()}
                 )
+            for optimizer, masters in zip(self._optimizers, self._masters, strict=True):
+                updates = guard_of(optimizer)
+                if updates is not None and masters is not None:
+                    updates.put_back(masters)
 
 
 def drop_gradients(optimizers: Sequence[Optimizer]) -> None:
@@ -101,6 +120,20 @@ def _shallow(schedule: Any) -> dict[str, Any]:
 
 def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _is_metric(module: nn.Module) -> bool:
+    """Whether it is a metric of torchmetrics, which keeps its states as plain attributes."""
+    return isinstance(getattr(module, "_defaults", None), dict) and hasattr(module, "_update_count")
+
+
+def _metric_state(metric: Any) -> dict[str, Any]:
+    names = [*metric._defaults, "_update_count", "_computed"]
+    return {name: _copy_state(getattr(metric, name, None)) for name in names}
+
+
+def _copy_state(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else _copy(value)
 
 
 def _grouped(indices: Sequence[int], tensors: Sequence[Tensor]) -> list[list[int]]:

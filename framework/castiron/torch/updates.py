@@ -118,6 +118,28 @@ class UpdateGuard:
         state: dict[str, Any] = optimizer.state.get(self._standins.get(parameter, parameter), {})
         return state
 
+    @property
+    def rounds_randomly(self) -> bool:
+        """Whether every step draws random numbers, also one whose update is nothing."""
+        return self._stochastic
+
+    def kept(self) -> dict[str, Any]:
+        """Copies of what is kept here between steps: masters, and the generators of stochastic rounding."""
+        return {
+            "masters": {p: s.data.clone() for p, s in self._standins.items()} if self._keeps else {},
+            "generators": {d: g.get_state() for d, g in self._generators.items()},
+        }
+
+    def put_back(self, kept: dict[str, Any]) -> None:
+        """Put back what `kept` gave. Put the parameters themselves back before."""
+        for parameter, value in kept["masters"].items():
+            self._standins[parameter].data.copy_(value)
+            self._seen[parameter] = (parameter._version, parameter.data_ptr())
+        for device, state in kept["generators"].items():
+            self._generators[device].set_state(state)
+        for device in set(self._generators) - set(kept["generators"]):
+            del self._generators[device]
+
     def remove(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
