@@ -97,7 +97,7 @@ def _in_forward(
     code = CODES[event]
     message = sentence(op, event, operands, results)
     rows = evidence.rows if evidence else None
-    if "loss" in seen and "gradients" not in seen and phase == "loss":
+    if event == "zero-over-zero" and phase == "loss" and "loss" in seen and "gradients" not in seen:
         code = "N511"
         message += "; every gradient is finite, so the weights were never in danger"
     if all(o.shape[:1] == (0,) for o in operands[:1]) and operands:
@@ -211,7 +211,7 @@ def _was_there(
     if origin.kind == "batch":
         return _data_fault(origin, chain, step)
     tensor = parameters[origin.name] if origin.kind == "parameter" else buffers[origin.name]
-    where = bad_along(tensor, 0) if tensor.dim() else []
+    where = bad_along(tensor, 0, infinities=True) if tensor.dim() else []
     some = 0 < len(where) < tensor.shape[0] if tensor.dim() else False
     places = f", in {_rows_text(where)} of {tensor.shape[0]:,}" if some and tensor.dim() > 1 else ""
     came = _came_from(origin.name, tensor, step)
@@ -249,10 +249,12 @@ def _came_from(name: str, tensor: Tensor, step: ReplayStep) -> str:
 def _data_fault(origin: Origin, chain: tuple[Link, ...], step: ReplayStep) -> Blame:
     for batch in step.batches:
         for name, tensor in named_tensors(batch):
-            if (name or "batch") != origin.name or not bad_along(tensor, 0):
+            if (name or "batch") != origin.name or not bad_along(tensor, 0, infinities=True):
                 continue
             of = batch_rows(batch)
-            rows = bad_along(tensor, 0) if of is not None and tensor.shape[0] == of else None
+            rows = None
+            if of is not None and tensor.shape[0] == of:
+                rows = bad_along(tensor, 0, infinities=True)
             count = f" in {_rows_text(rows)} of {of:,}" if rows and of else ""
             return Blame(
                 Attribution(

@@ -104,12 +104,16 @@ def statistics(name: str, tensor: Tensor) -> TensorStatistics:
 
 
 @torch.no_grad()
-def bad_along(tensor: Tensor, dim: int) -> list[int]:
-    """Positions along a dimension where something is NaN, or infinite where nothing is NaN."""
+def bad_along(tensor: Tensor, dim: int, *, infinities: bool = False) -> list[int]:
+    """Positions along a dimension where something is NaN, or infinite where nothing is NaN.
+
+    Args:
+        infinities: infinite ones in any case. Beside NaN they may be masks.
+    """
     values = numbers(tensor)
     if values is None:
         return []
-    odd = values.isnan()
+    odd = ~values.isfinite() if infinities else values.isnan()
     if not odd.any():
         odd = values.isinf()
     others = [d for d in range(values.dim()) if d != dim]

@@ -1,0 +1,149 @@
+"""Small trainings that go wrong, or that only look so, and what castiron must say of them."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from castiron import NumericIncident, PrecisionPolicy
+from castiron.torch import transaction
+from castiron.training.incident import Incident
+
+
+@dataclass(kw_only=True)
+class Training:
+    """A training of a few steps."""
+
+    model: nn.Module
+    batches: Sequence[Any]
+    """One a step; a tuple: the micro-batches of a step."""
+    loss_of: Any
+    """`loss_of(batch)`, or a list of them, one for each optimizer."""
+    optimizers: Sequence[torch.optim.Optimizer] | None = None
+    """SGD by default."""
+    clip_norm: float | None = None
+    guard: Mapping[str, Any] = field(default_factory=dict)
+    precision: Mapping[str, Any] = field(default_factory=dict)
+    """More of the policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What an incident must say; None: anything."""
+
+    code: str
+    phase: str
+    event: str
+    op: str | tuple[str, ...] | None = None
+    module: str | None = None
+    parameter: str | None = None
+    line: str | None = None
+    """Part of the source line."""
+    rows: Sequence[int] | None = None
+    time_index: int | None = None
+    micro_batch: int | None = None
+    says: str | None = None
+    """Part of the message or the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A broken training."""
+
+    name: str
+    title: str
+    why: str
+    """What goes wrong, for the documentation."""
+    make: Callable[[], Training]
+    policies: tuple[str, ...]
+    expected: Expected
+
+    @property
+    def source(self) -> str:
+        """Its code, without the decorator."""
+        return inspect.getsource(self.make).partition("\ndef ")[2].join(("def ", ""))
+
+
+BROKEN: dict[str, Case] = {}
+HEALTHY: dict[str, tuple[Callable[[], Training], tuple[str, ...]]] = {}
+
+Make = Callable[[], Training]
+
+
+def broken(
+    title: str, why: str, *, policies: Sequence[str] = ("float32",), **expected: Any
+) -> Callable[[Make], Make]:
+    """Register a training that must be held and explained."""
+
+    def register(make: Make) -> Make:
+        name = make.__name__
+        BROKEN[name] = Case(
+            name=name,
+            title=title,
+            why=why,
+            make=make,
+            policies=tuple(policies),
+            expected=Expected(**expected),
+        )
+        return make
+
+    return register
+
+
+def healthy(*policies: str) -> Callable[[Make], Make]:
+    """Register a training in which every step must be committed."""
+
+    def register(make: Make) -> Make:
+        HEALTHY[make.__name__] = (make, policies or ("float32",))
+        return make
+
+    return register
+
+
+@dataclass
+class Course:
+    """How a training went."""
+
+    incident: Incident | None
+    committed: int
+    overflows: int
+    parameters: dict[str, Tensor]
+    """At the end."""
+    before: dict[str, Tensor]
+    """Before the step that was held."""
+
+
+def train(make: Make, policy: str) -> Course:
+    """Run a training to its end, or to its incident."""
+    torch.manual_seed(0)
+    training = make()
+    model = training.model
+    several = training.optimizers or [torch.optim.SGD(model.parameters(), lr=0.01)]
+    whole = PrecisionPolicy.preset(policy, guard=dict(training.guard), **dict(training.precision))
+    incident, before = None, {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step: Any = None
+        try:
+            with transaction(model, several, whole, clip_norm=training.clip_norm) as step:
+                losses: Any = training.loss_of
+                if isinstance(losses, list):
+                    losses = dict(zip(several, losses, strict=True))
+                for batch in training.batches:
+                    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+                    step(losses, *(batch if isinstance(batch, tuple) else (batch,)))
+        except NumericIncident as error:
+            incident = error.incident
+    return Course(
+        incident,
+        step.committed,
+        step.overflows,
+        {n: p.detach().clone() for n, p in model.named_parameters()},
+        before,
+    )
