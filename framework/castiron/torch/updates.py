@@ -46,7 +46,9 @@ def guard_updates(optimizer: Optimizer, policy: PrecisionPolicy, *, seed: int = 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     work = {p.dtype: _work_dtype(p.dtype, policy) for p in parameters if p.dtype.is_floating_point}
     state = torch_dtype(policy.state)
-    if all(wide is own and state is own for own, wide in work.items()):
+    # Unscaling leaves gradients of float16 parameters in float32: the step has to round them.
+    as_it_is = all(wide is own and state is own for own, wide in work.items())
+    if as_it_is and torch.float16 not in work:
         return None
     if isinstance(optimizer, torch.optim.LBFGS):
         raise PlanError(
