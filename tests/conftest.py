@@ -1,4 +1,5 @@
-"""What tests of several rooms share: a user's recipe file, and a backend that computes nothing."""
+"""What tests of several rooms share: a user's recipe file, a backend that computes nothing, and a step that
+was held, of a recipe that takes a logarithm."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ import json
 import os
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,6 +145,14 @@ class FakeBackend:
         FakeBackend.jobs.append(job)
         return [{"label": "positive", "probability": 0.9321} for _ in inputs]
 
+    def replay(self, folder, config, recipe, remedies):
+        from castiron.training.backend import Replayed
+        from castiron.training.incident import Attribution
+
+        recorded = folder.incident.model_dump()
+        found = Attribution.model_validate({name: recorded[name] for name in Attribution.model_fields})
+        return Replayed(incident=folder.incident, replay=found)
+
 
 @pytest.fixture
 def fake_backend(monkeypatch: pytest.MonkeyPatch) -> type[FakeBackend]:
@@ -174,3 +185,125 @@ def data_folder() -> Path:
     if not (folder / "sst2").is_dir():
         pytest.skip(f"no real data in {folder}: set CASTIRON_DATA to the folder that holds sst2, imdb, …")
     return folder
+
+
+GAMBLER = '''
+"""Gamblers: predicts a chance, and takes its logarithm by hand."""
+
+import torch
+from torch import nn
+
+from castiron.data import Field, Schema
+from castiron.training import Recipe
+
+
+class Net(nn.Module):
+    def __init__(self, hidden):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, hidden), nn.BatchNorm1d(hidden), nn.Tanh(), nn.Dropout(0.5))
+        self.head = nn.Linear(hidden, 1)
+
+    def forward(self, x):
+        return self.head(self.body(x)).squeeze(1).sigmoid()
+
+
+class Gambler(Recipe):
+    name = "gambler"
+
+    class Config(Recipe.Config):
+        hidden: int = 4
+        """Size of the state."""
+
+    def schema(self):
+        return Schema.of(
+            Field(name="x", role="feature", dtype="float32", shape=(3,)),
+            Field(name="y", role="target", dtype="float32"),
+        )
+
+    def learn(self, train):
+        self.factor = 1.0
+
+    def save(self, folder):
+        (folder / "factor.txt").write_text(str(self.factor))
+
+    def load(self, folder):
+        self.factor = float((folder / "factor.txt").read_text())
+
+    def model(self):
+        return Net(self.config.hidden)
+
+    def inputs(self, batch):
+        return (batch["x"] * self.factor,)
+
+    def loss(self, outputs, batch):
+        return -(batch["y"] * outputs.log() + (1 - batch["y"]) * (1 - outputs).log()).mean()
+'''
+
+
+@pytest.fixture
+def gambler(tmp_path: Path) -> Path:
+    """The recipe's file."""
+    path = tmp_path / "code" / "gambler.py"
+    path.parent.mkdir()
+    path.write_text(GAMBLER, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def held_step(gambler: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`held_step("bf16-mixed")` stores a held step of the recipe as a training would. → its folder."""
+
+    def make(
+        policy: str | dict[str, Any] = "float32", *, spoil: Callable[[Any, Any], None], **more: Any
+    ) -> Path:
+        import torch
+
+        from castiron.lightning.incidents import incident_of, store
+        from castiron.lightning.module import RecipeModule
+        from castiron.policy import resolve
+        from castiron.torch import apply, describe, device_capability
+        from castiron.torch.guard import Verdict
+        from castiron.torch.incident_tensors import random_state, set_random_state
+        from castiron.torch.replay import ReplayStep, attribute
+        from castiron.training.config_file import load_config
+
+        source = tmp_path / "gambler.yaml"
+        source.write_text(f"recipe: {gambler}:Gambler\n")
+        loaded = load_config(source, [f"precision={policy}", "trainer.threads=1"])
+        torch.manual_seed(3)
+        recipe = loaded.recipe(loaded.config)
+        recipe.learn(None)  # type: ignore[arg-type]
+        module = RecipeModule(recipe, loaded.config.precision)
+        plan, _ = resolve(loaded.config.precision, describe(module.model), device_capability("cpu"))
+        applied = apply(module.model, plan)
+        batch = {"x": torch.randn(6, 3), "y": torch.tensor([0.0, 1, 0, 1, 0, 1]), "row": torch.arange(20, 26)}
+        spoil(module.model, batch)
+        buffers = {n: b.clone() for n, b in module.model.named_buffers()}
+        generators = random_state()
+
+        @torch.no_grad()
+        def restore() -> None:
+            for name, buffer in module.model.named_buffers():
+                buffer.copy_(buffers[name])
+            set_random_state(generators)
+
+        def run(batch: Any, i: int) -> torch.Tensor:
+            with applied.forward_context():
+                loss = recipe.loss(module(batch), batch)
+            with applied.backward_context():
+                loss.backward()
+            return loss.detach()
+
+        seen = {"loss": ("micro-batch 0",)}
+        step = ReplayStep(
+            root=module.model, batches=[batch], run=run, restore=restore, verdict=Verdict(True, seen, (0,))
+        )
+        origin = "data/train.csv:{}".format
+        found = attribute(step)
+        incident = incident_of(
+            found, step=12, epoch=1, policy=str(plan.policy), verdict=step.verdict, response="raise",
+            origin=origin,
+        )  # fmt: skip
+        return store(incident, step, tmp_path / "incidents", module=module, plan=plan, origin=origin, **more)
+
+    return make

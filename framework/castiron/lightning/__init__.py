@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from castiron.lightning.guard import NumericGuard
     from castiron.lightning.logger import RunLogger
     from castiron.lightning.precision import PrecisionPlugin
+    from castiron.lightning.replaying import replay
     from castiron.lightning.trainer import Trainer
 
 # Resolved on first use: what a device can run is asked without loading Lightning.
@@ -19,9 +20,10 @@ _HOME = {
     "PrecisionPlugin": "castiron.lightning.precision",
     "RunLogger": "castiron.lightning.logger",
     "Trainer": "castiron.lightning.trainer",
+    "replay": "castiron.lightning.replaying",
 }
 
-__all__ = ["FSDPPrecisionPlugin", "NumericGuard", "PrecisionPlugin", "RunLogger", "Trainer"]
+__all__ = ["FSDPPrecisionPlugin", "NumericGuard", "PrecisionPlugin", "RunLogger", "Trainer", "replay"]
 
 
 def __getattr__(name: str) -> Any:

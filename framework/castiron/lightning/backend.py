@@ -7,7 +7,10 @@ from typing import Any
 
 from castiron.policy import DeviceCapability
 from castiron.torch.capability import device_capability
-from castiron.training.backend import BackendName, Job, Outcome, Preview, Split
+from castiron.training.backend import BackendName, Job, Outcome, Preview, Remedies, Replayed, Split
+from castiron.training.config import RunConfig
+from castiron.training.incident_folder import IncidentFolder
+from castiron.training.recipe import Recipe
 
 
 class LightningBackend:
@@ -37,3 +40,10 @@ class LightningBackend:
         from castiron.lightning import session
 
         return session.predict(job, inputs)
+
+    def replay(
+        self, folder: IncidentFolder, config: RunConfig, recipe: type[Recipe], remedies: Remedies
+    ) -> Replayed:
+        from castiron.lightning.replaying import replay_recipe
+
+        return replay_recipe(folder, config, recipe, remedies)

@@ -17,9 +17,12 @@ from castiron.diagnostics import ConfigError, Finding, Place, finding
 
 if TYPE_CHECKING:
     from castiron.data import DataReport
+    from castiron.policy import PrecisionPolicy
     from castiron.policy.hardware import DeviceCapability
     from castiron.policy.plan import Plan
     from castiron.training.config import RunConfig
+    from castiron.training.incident import Attribution, Incident
+    from castiron.training.incident_folder import IncidentFolder
     from castiron.training.recipe import Recipe
     from castiron.training.run_directory import RunDirectory
 
@@ -147,6 +150,59 @@ class Preview:
     findings: tuple[Finding, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedies:
+    """What to try against an incident: each of them by itself."""
+
+    policies: Sequence[PrecisionPolicy] = ()
+    """Run the step under this policy."""
+    device: str | None = None
+    """Run it on this device ("cpu", "cuda")."""
+    promote: Sequence[str] = ()
+    """Run it with this layer (a path or a glob, as in a policy's `layers`) in float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What became of one remedy."""
+
+    tried: str
+    """policy float32, device cpu, promote head."""
+    goes_away: bool
+    """Whether the step is finite with it."""
+    remains: Attribution | None = None
+    """What is to blame then, where it is not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """An incident, run again."""
+
+    incident: Incident
+    """As it was recorded."""
+    replay: Attribution
+    """What running it again found."""
+    remedies: tuple[Tried, ...] = ()
+    notes: tuple[str, ...] = ()
+    """How the replay differs from the step, as far as is known: another device, other versions."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "incident": self.incident.model_dump(mode="json"),
+            "replay": self.replay.model_dump(mode="json"),
+            "remedies": [
+                {
+                    "tried": t.tried,
+                    "goes_away": t.goes_away,
+                    "remains": t.remains.model_dump(mode="json") if t.remains else None,
+                }
+                for t in self.remedies
+            ],
+            "notes": list(self.notes),
+        }
+
+
 class Backend(Protocol):
     """A wing. Errors of the user are raised as `CastironError`; nothing is printed."""
 
@@ -166,6 +222,14 @@ class Backend(Protocol):
 
     def predict(self, job: Job, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
         """One JSON-ready mapping per input. A text is the recipe's text field; a mapping names its fields."""
+
+    def replay(
+        self, folder: IncidentFolder, config: RunConfig, recipe: type[Recipe], remedies: Remedies
+    ) -> Replayed:
+        """Run a recipe's incident again, from its folder alone, and try remedies.
+
+        `config` is the one in the folder; `recipe` is the class that it names. Writes nothing.
+        """
 
 
 _HOMES: dict[str, tuple[str, str, str, str]] = {

@@ -1,0 +1,325 @@
+"""An incident run again: the model made anew, put into the state of before the step, and the step taken.
+
+Every run has a model of its own, so that a remedy starts from where the step started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import castiron.torch.replay
+from castiron.data import Schema
+from castiron.formats import is_wider
+from castiron.lightning.checkpoints import read_checkpoint
+from castiron.lightning.module import RecipeModule
+from castiron.lightning.quiet import quiet_lightning
+from castiron.policy import PrecisionPolicy, resolve
+from castiron.torch.capability import device_capability, resolve_device
+from castiron.torch.clipping import clip_by_norm
+from castiron.torch.determinism import deterministic_algorithms, isolated_rng, threads
+from castiron.torch.incidents import StoredStep, is_finite_step
+from castiron.torch.inputs import cast_inputs
+from castiron.torch.modules import describe
+from castiron.torch.precision import apply
+from castiron.torch.replay.step import ReplayStep
+from castiron.torch.switches import matmul_switches
+from castiron.torch.updates import guard_updates
+from castiron.training.backend import Remedies, Replayed, Tried
+from castiron.training.config import RunConfig
+from castiron.training.incident_folder import ASSETS, PARAMETERS, IncidentFolder, digest_of
+from castiron.training.recipe import Recipe
+
+LossOf = Callable[[Any, Any, int], Tensor]
+"""Module, batch and number of the micro-batch → loss: forward pass and loss, nothing else."""
+
+
+def replay(
+    path: str | Path,
+    module: pl.LightningModule,
+    *,
+    policies: Sequence[PrecisionPolicy | str | Mapping[str, Any]] = (),
+    device: str | None = None,
+    promote: Sequence[str] = (),
+    loss_of: LossOf | None = None,
+) -> Replayed:
+    """Run an incident of any LightningModule again, and try remedies.
+
+        print(castiron.lightning.replay("runs/net/first/incidents/step-12", Net(hidden=64)).replay.message)
+
+    Args:
+        path: the incident's folder.
+        module: made as for the training. It stays as it is: copies of it are run.
+        policies: policies to try, each by itself.
+        device: a device to try ("cpu", "cuda").
+        promote: layers to try in float32, each by itself.
+        loss_of: module, batch and number of the micro-batch to loss; by default its `training_step`.
+
+    Raises:
+        CastironError: the folder is none (N512), damaged (N513), of another layout (N514), or does not fit
+            the module (N515); a policy or a layer is refused.
+    """
+    folder = IncidentFolder.open(path)
+    if loss_of is None and not module.automatic_optimization:
+        raise folder.not_replayable(
+            "The module steps its optimizers by itself: its training_step cannot be run for the loss alone.",
+            "Say how the loss is made: replay(path, module, loss_of=lambda module, batch, i: …).",
+        )
+    indices = folder.facts.get("batch_indices", [])
+    calculate = loss_of or _TrainingStep(indices)
+
+    def make(policy: PrecisionPolicy | None) -> _Made:
+        own = _copy(module)
+        root = getattr(own, "precision_root", own)
+        return _Made(own, root, lambda batch, i: calculate(own, batch, i), getattr(own, "schema", None))
+
+    policy = folder.plan().policy if folder.has("plan.json") else None
+    wanted = Remedies(
+        policies=[PrecisionPolicy.model_validate(p) for p in policies], device=device, promote=promote
+    )
+    with isolated_rng(), quiet_lightning():
+        return _Replay(folder, make, policy).run(wanted)
+
+
+def replay_recipe(
+    folder: IncidentFolder, config: RunConfig, recipe: type[Recipe], remedies: Remedies
+) -> Replayed:
+    """Run a recipe's incident again, from its folder alone, and try remedies.
+
+    Raises:
+        CastironError: the folder is damaged (N513), or the recipe's model is another one by now (N515); a
+            policy or a layer is refused.
+    """
+
+    def make(policy: PrecisionPolicy | None) -> _Made:
+        under = config.model_copy(update={"precision": policy or config.precision})
+        own = recipe(under)
+        own.load(folder.folder(ASSETS))
+        module = RecipeModule(own, under.precision)
+        return _Made(
+            module, module.precision_root, lambda batch, i: own.loss(module(batch), batch), module.schema
+        )
+
+    policy = folder.plan().policy if folder.has("plan.json") else config.precision
+    trainer = config.trainer
+    with (
+        isolated_rng(), threads(trainer.threads), deterministic_algorithms(trainer.deterministic),
+        quiet_lightning(),
+    ):  # fmt: skip
+        return _Replay(folder, make, policy).run(remedies)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A model made for one run."""
+
+    module: pl.LightningModule
+    root: nn.Module
+    """That parameters' names and layer rules are relative to."""
+    loss_of: Callable[[Any, int], Tensor]
+    schema: Schema | None
+
+
+class _Replay:
+    """One incident, and the model that is made anew for each run of it."""
+
+    def __init__(
+        self,
+        folder: IncidentFolder,
+        make: Callable[[PrecisionPolicy | None], _Made],
+        policy: PrecisionPolicy | None,
+    ) -> None:
+        self._folder, self._make, self._policy = folder, make, policy
+        self._checkpoint = _checkpoint(folder)
+
+    def run(self, remedies: Remedies) -> Replayed:
+        folder, policy = self._folder, self._policy
+        was = str(folder.facts.get("device", "cpu"))
+        home = was if was == "cpu" or torch.cuda.is_available() else "cpu"
+        notes: list[str] = []
+        with self._step(policy, home, notes) as (step, stored):
+            found = stored.located(castiron.torch.replay.attribute(step))
+        base = policy or PrecisionPolicy.preset("float32")
+        trials: list[tuple[str, PrecisionPolicy | None, str]]
+        trials = [(f"policy {p.label}", p, home) for p in remedies.policies]
+        if remedies.device is not None:
+            trials.append((f"device {remedies.device}", policy, remedies.device))
+        trials += [(f"promote {layer}", promoted(base, layer), home) for layer in remedies.promote]
+        return Replayed(
+            incident=folder.incident,
+            replay=found,
+            remedies=tuple(self._try(*trial) for trial in trials),
+            notes=tuple(notes),
+        )
+
+    def _try(self, tried: str, policy: PrecisionPolicy | None, device: str) -> Tried:
+        with self._step(policy, device, []) as (step, stored):
+            clip = self._folder.facts.get("clip_norm")
+
+            def before_update() -> None:
+                if clip is not None:
+                    clip_by_norm(step.root.parameters(), float(clip), torch.float32)
+
+            update = self._folder.incident.phase == "optimizer" and bool(step.optimizers)
+            if is_finite_step(step, before_update=before_update, update=update):
+                return Tried(tried=tried, goes_away=True)
+        with self._step(policy, device, []) as (step, stored):
+            return Tried(
+                tried=tried,
+                goes_away=False,
+                remains=stored.located(castiron.torch.replay.attribute(step)),
+            )
+
+    @contextlib.contextmanager
+    def _step(
+        self, policy: PrecisionPolicy | None, device: str, notes: list[str]
+    ) -> Iterator[tuple[ReplayStep, StoredStep]]:
+        """The step on a new model, under this policy."""
+        folder = self._folder
+        where = resolve_device(device)
+        stored = StoredStep(folder, where)
+        made = self._make(policy)
+        made.module.to(where)
+        root = made.root
+        with contextlib.ExitStack() as stack:
+            applied = None
+            if policy is not None:
+                plan, _ = resolve(policy, describe(root), device_capability(device))
+                applied = apply(root, plan)
+                stack.enter_context(matmul_switches(policy.matmul))
+            stored.put_parameters(root, self._checkpoint)
+            optimizers = self._optimizers(made, stored, policy, notes)
+            batches = stored.batches()
+            if policy is not None:
+                batches = [cast_inputs(b, policy, made.schema) for b in batches]
+            scale = self._scale(policy)
+            accumulate = int(folder.facts.get("accumulate", 1))
+
+            def run(batch: Any, i: int) -> Tensor | None:
+                with applied.forward_context(where.type) if applied else contextlib.nullcontext():
+                    loss = made.loss_of(batch, i)
+                with applied.backward_context(where.type) if applied else contextlib.nullcontext():
+                    ((loss if accumulate == 1 else loss / accumulate) * scale).backward()
+                return loss.detach()
+
+            step = ReplayStep(
+                root=root,
+                batches=batches,
+                run=run,
+                restore=stored.restore(root),
+                verdict=stored.verdict,
+                optimizers=optimizers,
+                scale=scale,
+                policy=str(policy) if policy is not None else folder.incident.policy,
+            )
+            notes += stored.notes
+            yield step, stored
+
+    def _optimizers(
+        self, made: _Made, stored: StoredStep, policy: PrecisionPolicy | None, notes: list[str]
+    ) -> Sequence[Optimizer]:
+        """The module's optimizers in their state of before the step; none where that cannot be."""
+        if self._folder.incident.phase != "optimizer":
+            return ()
+        optimizers = _optimizers_of(made.module)
+        for optimizer in optimizers:
+            if policy is not None:
+                guard_updates(optimizer, policy)
+        if not stored.put_optimizers(made.root, optimizers):
+            notes.append("The optimizer's state is not there, or does not fit: the optimizer starts anew.")
+        return optimizers
+
+    def _scale(self, policy: PrecisionPolicy | None) -> float:
+        was = float(self._folder.facts.get("scale", 1.0))
+        if policy is None or self._policy is None:
+            return was if policy is None else 1.0
+        scaling = policy.scaling
+        if scaling.kind == "none":
+            return 1.0
+        if scaling.kind == "static":
+            return scaling.scale
+        return was if self._policy.scaling.kind == "dynamic" else scaling.initial
+
+
+def promoted(policy: PrecisionPolicy, layer: str) -> PrecisionPolicy:
+    """The policy with a layer (a path or a glob) computing in float32; its parameters too, where they are
+    narrower, as a layer cannot compute wider than it stores."""
+    layers: dict[str, dict[str, Any]] = {k: r.model_dump(exclude_none=True) for k, r in policy.layers.items()}
+    rule = {**layers.pop(layer, {}), "compute": "float32", "output": "float32"}
+    if is_wider("float32", rule.get("param", policy.param)):
+        rule["param"] = "float32"
+    return policy.replace(layers={**layers, layer: rule})
+
+
+# --- pieces --------------------------------------------------------------------------------------------
+
+
+class _TrainingStep:
+    """A module's own `training_step`, for its loss."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        self._indices = indices
+
+    def __call__(self, module: pl.LightningModule, batch: Any, i: int) -> Tensor:
+        names = inspect.signature(module.training_step).parameters
+        index = self._indices[i] if i < len(self._indices) else i
+        told = {"batch_idx": index, "dataloader_idx": 0}
+        with warnings.catch_warnings():
+            # There is no trainer to log to.
+            warnings.filterwarnings("ignore", message=r".*self\.log.*")
+            outputs = module.training_step(batch, **{k: v for k, v in told.items() if k in names})
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"Expected a loss from training_step. Received {type(loss).__name__}.")
+        return loss
+
+
+def _copy(module: pl.LightningModule) -> pl.LightningModule:
+    """A copy without the trainer that the module may be attached to."""
+    trainer, module._trainer = module._trainer, None
+    try:
+        return copy.deepcopy(module)
+    finally:
+        module._trainer = trainer
+
+
+def _optimizers_of(module: pl.LightningModule) -> list[Optimizer]:
+    """What `configure_optimizers` makes, without the schedules."""
+    made: Any = module.configure_optimizers()
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list | tuple):
+        made = made[0]
+    several = list(made) if isinstance(made, list | tuple) else [made]
+    return [m["optimizer"] if isinstance(m, Mapping) else m for m in several if m is not None]
+
+
+def _checkpoint(folder: IncidentFolder) -> dict[str, Tensor] | None:
+    """The parameters that a folder only refers to; None where it holds them."""
+    told = folder.facts.get("checkpoint")
+    if folder.has(PARAMETERS) or not isinstance(told, Mapping):
+        return None
+    path = Path(str(told.get("path")))
+    if not path.is_file():
+        raise folder.not_replayable(
+            "The parameters are in a checkpoint that is not here.",
+            "Copy it there from where the run was.",
+            expected=str(path),
+        )
+    if digest_of(path) != told.get("blake3"):
+        raise folder.not_replayable(
+            "The checkpoint with the parameters is not the one of the incident any more.",
+            received=str(path),
+        )
+    state = read_checkpoint(path)["state_dict"]
+    prefix = "model." if folder.facts.get("kind") == "recipe" else ""
+    return {str(name).removeprefix(prefix): value for name, value in state.items()}
