@@ -1,10 +1,116 @@
-"""F3xx: the flow of dtypes through operations."""
+"""F3xx: the flow of dtypes through operations.
+
+The examples are forwards of a small model (`self.head` is a Linear(8, 4), `x` is float32[16, 8]) unless they
+say otherwise; tests run them.
+"""
 
 from __future__ import annotations
 
 from castiron.diagnostics.rules.rule import Rule
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        code="F301",
+        name="implicit-promotion",
+        severity="warning",
+        what="An operation got floating-point tensors of different formats, and computed in the widest of them.",
+        why="torch promotes elementwise operations in silence: one float64 constant turns everything after it "
+        "into float64, a float32 parameter added to bfloat16 activations undoes mixed precision.",
+        remedy="Make the operand in the format of the other: x.new_tensor(...), parameter.to(x.dtype), or "
+        "torch.from_numpy(array).to(x.dtype).",
+        bad="def forward(self, x):\n    return self.head(x) * torch.from_numpy(np.ones(4))",
+        good="def forward(self, x):\n    return self.head(x) * torch.from_numpy(np.ones(4)).to(x.dtype)",
+    ),
+    Rule(
+        code="F302",
+        name="float64-undeclared",
+        severity="error",
+        what="A float64 tensor is made or computed with, and the policy declares none.",
+        why="NumPy, default_collate of Python floats and torch.tensor(np.float64(1)) give float64. It computes two "
+        "to four times slower on a CPU and up to 64 times slower on a GPU, and spreads to what it meets.",
+        remedy="State the format where the tensor is made (dtype=torch.float32), or declare float64.",
+        bad="def forward(self, x):\n    return self.head(x).double().tanh()",
+        good="def forward(self, x):\n    return self.head(x).tanh()",
+    ),
+    Rule(
+        code="F303",
+        name="compute-not-as-planned",
+        severity="error",
+        what="A matrix product, convolution, recurrent layer or attention computes in another format than planned.",
+        why="Frameworks follow the operands, not the declaration: the speed, the memory and the rounding that were "
+        "declared are not what runs, and nothing says so.",
+        remedy="Give the operands the planned format, or declare a layer rule for this module.",
+        bad="def forward(self, x):  # bf16-mixed\n    with torch.autocast('cpu', dtype=torch.float16):\n"
+        "        return self.head(x)",
+        good="def forward(self, x):  # bf16-mixed\n    return self.head(x)",
+    ),
+    Rule(
+        code="F304",
+        name="cast-in-user-code",
+        severity="warning",
+        what="Code casts a tensor to another format than the plan has there (.float(), .half(), .to(dtype)).",
+        why="The cast goes before the policy: what follows it runs in a format that nobody declared. To a narrower "
+        "format it also loses digits or range.",
+        remedy="Remove the cast and declare the format: a layer rule or an island.",
+        bad="def forward(self, x):\n    return self.head(x).half().tanh()",
+        good="def forward(self, x):\n    return self.head(x).tanh()",
+    ),
+    Rule(
+        code="F305",
+        name="autocast-switched-off",
+        severity="error",
+        what="Code switches autocast off around an operation that is planned in 16 bits.",
+        why="What is inside runs in the format of its operands, unseen by the policy, and mixed operands raise.",
+        remedy="Remove torch.autocast(enabled=False), and declare the layers that are to stay wide: "
+        'layers: {"head": {compute: float32}}.',
+        bad="def forward(self, x):  # bf16-mixed\n    with torch.autocast('cpu', enabled=False):\n"
+        "        return self.head(x.float())",
+        good="def forward(self, x):  # bf16-mixed\n    return self.head(x)",
+    ),
+    Rule(
+        code="F306",
+        name="operands-refused",
+        severity="error",
+        what="An operation is given operands of formats that its kernel does not take together.",
+        why="On real tensors it raises, with a message that names neither the layer nor the line (on fake and meta "
+        "tensors it passes).",
+        remedy="Cast one operand to the format of the others before the operation.",
+        bad="def forward(self, x):\n    return self.head(x.double())",
+        good="def forward(self, x):\n    return self.head(x)",
+    ),
+    Rule(
+        code="F307",
+        name="dtype-error",
+        severity="error",
+        what="The framework stopped with an error about formats.",
+        why="Its message says which formats met in which kernel; castiron adds the layer, the line, the operands "
+        "and what to do.",
+        remedy="Cast the operand that is not in the planned format.",
+        bad="def forward(self, x):\n    return F.embedding(x, self.head.weight)",
+        good="def forward(self, x):\n    return F.embedding(x.argmax(-1) % 4, self.head.weight)",
+    ),
+    Rule(
+        code="F308",
+        name="island-in-low-precision",
+        severity="error",
+        what="An operation that the policy keeps wide (softmax, norm, exponential, sum, loss) gets 16-bit operands.",
+        why="Sums of 16-bit numbers stop growing at 256 (bfloat16) or 2,048 (float16) equal terms; exp overflows "
+        "float16 beyond 11.09; a variance loses all its digits.",
+        remedy="Leave the operation to the policy: no dtype= of 16 bits, no out= and no in-place form (these go "
+        "round the islands). Or declare it: islands: {softmax: null}.",
+        bad="def forward(self, x):  # bf16-mixed\n    return self.head(x).softmax(-1, dtype=torch.bfloat16)",
+        good="def forward(self, x):  # bf16-mixed\n    return self.head(x).softmax(-1)",
+    ),
+    Rule(
+        code="F309",
+        name="cast-ping-pong",
+        severity="warning",
+        what="A tensor is cast to another format and back with nothing computed between.",
+        why="It reads and writes the tensor twice for nothing, and a narrow format in between rounds every value.",
+        remedy="Remove both casts.",
+        bad="def forward(self, x):\n    return self.head(x.bfloat16().float())",
+        good="def forward(self, x):\n    return self.head(x)",
+    ),
     Rule(
         code="F310",
         name="loss-not-as-declared",
@@ -15,5 +121,198 @@ RULES: tuple[Rule, ...] = (
         remedy="Cast outputs and targets to the declared format before the loss, or declare `loss:`.",
         bad="F.mse_loss(outputs, torch.from_numpy(targets))  # float64, as NumPy made them",
         good="F.mse_loss(outputs.float(), torch.from_numpy(targets).float())",
+    ),
+    Rule(
+        code="F311",
+        name="output-not-as-declared",
+        severity="error",
+        what="A layer, or the model, hands on another format than its row of the plan says.",
+        why="The next layer computes in what it is given; a result in a narrower format than declared has lost "
+        "digits that somebody relies on.",
+        remedy="Remove the cast at the end of the layer's forward, or declare its `output`.",
+        bad="def forward(self, x):\n    return self.head(x).bfloat16()",
+        good="def forward(self, x):\n    return self.head(x)",
+    ),
+    Rule(
+        code="F312",
+        name="stored-not-as-planned",
+        severity="error",
+        what="A parameter, a buffer or a gradient is not in the format of the plan after a step.",
+        why="Code that replaces a tensor's data, or makes a tensor in its first forward, goes round the plan.",
+        remedy="Make the tensor in __init__, and do not change its format afterwards.",
+        bad="def forward(self, x):\n    self.head.bias.data = self.head.bias.data.half()\n"
+        "    return x @ self.head.weight.T",
+        good="def forward(self, x):\n    return x @ self.head.weight.T",
+    ),
+    Rule(
+        code="F313",
+        name="optimizer-state-not-as-planned",
+        severity="error",
+        what="The optimizer keeps its state (moments, averages) in another format than the policy's `state`.",
+        why="torch's optimizers follow the parameter: bfloat16 moments lose updates below 1/256 of their size.",
+        remedy="Let castiron make or wrap the optimizer, or declare `state:`.",
+        bad="optimizer = torch.optim.AdamW(model.bfloat16().parameters())  # state: float32 declared",
+        good="optimizer = torch.optim.AdamW(model.parameters())",
+    ),
+    Rule(
+        code="F314",
+        name="master-weights-missing",
+        severity="error",
+        what="The policy declares a wide master copy of narrow parameters, and the optimizer updates them directly.",
+        why="An update smaller than half a spacing of the weight rounds to nothing: with bfloat16 and a learning "
+        "rate of 1e-4 a weight of 1.0 never moves.",
+        remedy="Pass the optimizer through castiron (Trainer, or castiron.torch's master weights).",
+        bad="optimizer = torch.optim.SGD(model.bfloat16().parameters(), lr=1e-3)  # bf16-true",
+        good="optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)  # bf16-mixed",
+    ),
+    Rule(
+        code="F315",
+        name="integer-in-small-float",
+        severity="error",
+        what="Integers (ids, positions, counts) are put into a float format that cannot hold them exactly.",
+        why="bfloat16 holds integers exactly up to 256, float16 up to 2,048, float32 up to 16,777,216: beyond it "
+        "id 2,909 becomes 2,912, which is another word.",
+        remedy="Keep ids and counts as integers, or make them in float32.",
+        bad="def forward(self, x):\n    positions = torch.arange(1000, dtype=torch.bfloat16)\n"
+        "    return self.head(x) + positions.sum().float()",
+        good="def forward(self, x):\n    positions = torch.arange(1000)\n    return self.head(x) + positions.sum()",
+    ),
+    Rule(
+        code="F316",
+        name="accumulation-in-low-precision",
+        severity="warning",
+        what="A sum is carried on, term by term, in a 16-bit tensor.",
+        why="Once the sum is 256 times (bfloat16) or 2,048 times (float16) a term, adding the term changes nothing.",
+        remedy="Accumulate in float32: total = torch.zeros((), dtype=torch.float32).",
+        bad="def forward(self, x):\n    total = torch.zeros((), dtype=torch.bfloat16)\n"
+        "    for row in self.head(x):\n        total += row.mean().bfloat16()\n    return total.float()",
+        good="def forward(self, x):\n    total = torch.zeros(())\n    for row in self.head(x):\n"
+        "        total = total + row.mean()\n    return total",
+    ),
+    Rule(
+        code="F317",
+        name="loss-grows-by-broadcast",
+        severity="error",
+        what="Outputs and targets differ in shape, and the loss compares every one with every other.",
+        why="[B] against [B, 1] broadcasts to [B, B]: the model learns the mean of all targets. torch warns at "
+        "most; a loss written by hand says nothing.",
+        remedy="Give both one shape: outputs.squeeze(-1), or targets.unsqueeze(-1).",
+        bad="F.mse_loss(outputs, targets)  # [16, 1] and [16]",
+        good="F.mse_loss(outputs.squeeze(-1), targets)",
+    ),
+    Rule(
+        code="F318",
+        name="batch-axis-lost",
+        severity="error",
+        what="No axis of the output is as long as the batch.",
+        why="A reshape across the batch axis mixes samples: (4, 14, 14) seen as (1, 784) gives one prediction for "
+        "four images, without an error.",
+        remedy="Keep the batch axis in every reshape: x.flatten(1), x.reshape(len(x), -1).",
+        bad="def forward(self, x):\n    return self.head(x.reshape(-1, 8)[::2])",
+        good="def forward(self, x):\n    return self.head(x)",
+    ),
+    Rule(
+        code="F319",
+        name="loss-unsafe-in-autocast",
+        severity="error",
+        what="binary_cross_entropy takes probabilities under autocast.",
+        why="torch refuses it on CUDA: a 16-bit probability rounds to 0 or 1, and its logarithm is infinite.",
+        remedy="Use binary_cross_entropy_with_logits on the outputs before the sigmoid.",
+        bad="F.binary_cross_entropy(outputs.sigmoid(), targets)  # bf16-mixed",
+        good="F.binary_cross_entropy_with_logits(outputs, targets)",
+    ),
+    Rule(
+        code="F320",
+        name="scalar-out-of-range",
+        severity="error",
+        what="A number in the code does not fit into the 16-bit tensor that it is combined with.",
+        why="float16 ends at 65,504: a mask of -1e9 becomes -inf, and a row of them NaN after softmax.",
+        remedy="Use torch.finfo(x.dtype).min for masks, or compute it in float32.",
+        bad="def forward(self, x):  # fp16-mixed\n    return self.head(x) * 1e5",
+        good="def forward(self, x):  # fp16-mixed\n    return self.head(x) * 10",
+    ),
+    Rule(
+        code="F321",
+        name="epsilon-vanishes",
+        severity="warning",
+        what="A small number that guards a division or logarithm is zero in the tensor's format.",
+        why="The smallest number above zero of float16 is 6e-08: an eps of 1e-8 or 1e-12 guards nothing.",
+        remedy="Compute it in float32, or take an eps that the format has: torch.finfo(x.dtype).tiny.",
+        bad="def forward(self, x):  # fp16-mixed\n    return self.head(x).relu() + 1e-8",
+        good="def forward(self, x):  # fp16-mixed\n    return self.head(x).relu() + 1e-4",
+    ),
+    Rule(
+        code="F322",
+        name="tf32-not-as-declared",
+        severity="error",
+        what="The switch for tf32 of matrix products or convolutions is not as the policy declares.",
+        why="With it on, float32 products round their operands to 10 bits: three digits instead of seven. "
+        "Libraries switch it on for the whole process.",
+        remedy="Declare tf32, or run in castiron's contexts, which set the switch and put it back.",
+        bad="torch.backends.cuda.matmul.allow_tf32 = True  # float32",
+        good="torch.backends.cuda.matmul.allow_tf32 = False",
+    ),
+    Rule(
+        code="F323",
+        name="denormals-flushed",
+        severity="warning",
+        what="This process turns subnormal numbers into zero.",
+        why="A library built with -ffast-math may switch it on for everybody. Small gradients vanish earlier than "
+        "the format says.",
+        remedy="torch.set_flush_denormal(False), after the libraries are imported.",
+        bad="torch.set_flush_denormal(True)",
+        good="torch.set_flush_denormal(False)",
+    ),
+    Rule(
+        code="F324",
+        name="no-such-kernel",
+        severity="error",
+        what="The device has no kernel of this operation for the format that it gets.",
+        why="It raises at the first step, or gives results that are known to be wrong.",
+        remedy="Declare another format for this layer: a layer rule.",
+        bad="nn.LSTM(8, 8).half()  # on a CPU: torch.backends.mkldnn has no float16 LSTM",
+        good="nn.LSTM(8, 8)",
+    ),
+    Rule(
+        code="F325",
+        name="repeated-weight-cast",
+        severity="warning",
+        what="The same weight is cast again and again within one forward pass.",
+        why="Every cast reads and writes the whole weight; autocast keeps one cast per pass only of parameters that "
+        "it casts itself.",
+        remedy="Cast once before the loop, or leave the cast to the policy.",
+        bad="def forward(self, x):\n    for _ in range(4):\n"
+        "        y = F.linear(x.bfloat16(), self.head.weight.bfloat16())\n    return y.float()",
+        good="def forward(self, x):\n    return F.linear(x, self.head.weight)",
+    ),
+    Rule(
+        code="F326",
+        name="traced-by-a-real-step",
+        severity="info",
+        what="The model cannot be traced on fake tensors; one real step on a small batch was traced instead.",
+        why="Control flow that depends on values needs values.",
+        remedy="Nothing to do. The step was run on a copy; the model is as it was.",
+        bad="def forward(self, x):\n    return self.head(x) if x.sum() > 0 else self.head(-x)",
+        good="def forward(self, x):\n    return self.head(x)",
+    ),
+    Rule(
+        code="F327",
+        name="not-traced",
+        severity="error",
+        what="The model could not be run with the example batch, for a reason that has nothing to do with formats.",
+        why="What does not run cannot be audited.",
+        remedy="Mend the error, or pass a batch that the model takes: castiron.audit(model, batch, loss=...).",
+        bad="def forward(self, x):\n    return self.head(x[:, :3])",
+        good="def forward(self, x):\n    return self.head(x)",
+    ),
+    Rule(
+        code="F328",
+        name="part-not-traced",
+        severity="info",
+        what="A part of the step (loss, optimizer) was not there to be audited.",
+        why="The certificate covers what was traced.",
+        remedy="Pass it: castiron.audit(model, batch, loss=..., optimizer=...).",
+        bad="castiron.audit(model, batch)",
+        good="castiron.audit(model, batch, loss=loss, optimizer=optimizer)",
     ),
 )
