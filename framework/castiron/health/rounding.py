@@ -1,5 +1,5 @@
-"""Rounding to a number format, written out: round to nearest, ties to even, as IEEE 754 and the float8 formats
-have it. What a device does is held against this, and this against `ml_dtypes`, bit for bit."""
+"""Rounding to a number format, written out: round to nearest, ties to even, as IEEE 754 and the float8
+formats have it. What a device does is held against this, and this against `ml_dtypes`, bit for bit."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ Doubles = NDArray[np.float64]
 def round_to(values: Values, name: str) -> Doubles:
     """The nearest number of a format, as float64.
 
-    A value is a multiple of its format's spacing at its exponent, ``2**(max(e, e_min) - p)``, p the fraction bits
-    and e_min the exponent of the smallest normal number (IEEE 754-2019, 3.3 and 4.3.1). What rounds to more than
-    the largest number becomes infinite; NaN in float8_e4m3fn, which has no infinity (Micikevicius et al. 2022,
-    "FP8 Formats for Deep Learning", without saturation). The sign of a zero is kept.
+    A value is a multiple of its format's spacing at its exponent, ``2**(max(e, e_min) - p)``, p the
+    fraction bits and e_min the exponent of the smallest normal number (IEEE 754-2019, 3.3 and 4.3.1). What
+    rounds to more than the largest number becomes infinite; NaN in float8_e4m3fn, which has no infinity
+    (Micikevicius et al. 2022, "FP8 Formats for Deep Learning", without saturation). The sign of a zero is
+    kept.
 
     Args:
         values: real numbers of any shape; float64 or what it holds exactly.
         name: a floating-point format of `castiron.formats`.
     """
     to = number_format(name)
-    x = values.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        x = values.astype(np.float64)
     if to.name == "float64":
         return x
     with np.errstate(all="ignore"):
@@ -43,7 +45,7 @@ def round_to(values: Values, name: str) -> Doubles:
 
 def lowest_exponent(of: NumberFormat) -> int:
     """The exponent of a format's smallest normal number: -14 for float16."""
-    return 2 - 2 ** (of.exponent_bits - 1)
+    return 2 - (1 << (of.exponent_bits - 1))
 
 
 def highest_exponent(of: NumberFormat) -> int:
@@ -54,8 +56,8 @@ def highest_exponent(of: NumberFormat) -> int:
 def overflows_from(of: NumberFormat) -> float:
     """The smallest magnitude that rounds to more than the largest number: half a spacing above it.
 
-    In float8_e4m3fn the largest number is even, so the tie goes down to it, and the first that overflows is the
-    next float64; in all others the tie goes up.
+    In float8_e4m3fn the largest number is even, so the tie goes down to it, and the first that overflows is
+    the next float64; in all others the tie goes up.
     """
     tie = of.max + 2.0 ** (highest_exponent(of) - of.fraction_bits - 1)
     return tie if of.has_infinity else float(np.nextafter(tie, np.inf))
