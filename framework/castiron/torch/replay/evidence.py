@@ -93,6 +93,10 @@ class _Inner:
 class _Dispatched(TorchDispatchMode):
     """Tracks the operations of torch's dispatcher that one torch function is made of."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, for seconds, at the first operation
+
     def __init__(self) -> None:
         super().__init__()
         self.tracker = Tracker()

@@ -19,6 +19,7 @@ from castiron.torch.replay.evidence import gather
 from castiron.torch.replay.names import op_name
 from castiron.torch.replay.sources import lines_running
 from castiron.torch.replay.tracker import Call, Tracker
+from castiron.torch.replay.values import tensors_in
 
 _KEPT = 32
 """Operations that may be to blame, of which evidence is kept: more would only cost."""
@@ -67,6 +68,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if is_backward(func):
+            if self._is_explained(args, kwargs):
+                return func(*args, **kwargs)
             with self.backward.watching(args, kwargs):
                 return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
@@ -82,6 +85,12 @@ class Recorder(TorchFunctionMode):
             if made:
                 self._note(call, func, args, kwargs, made, [t for t, v in before if t._version != v])
         return results
+
+    def _is_explained(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether backward starts at a bad loss: then it has nothing to tell. (A loss that is bad by its
+        scaling alone is not: its last operation is the first bad one.)"""
+        values = [self.tracker.value(t) for t in tensors_in((args, kwargs))]
+        return any(v.maker is not None and bool(v.maker.bad_operands) for v in values)
 
     def _note(
         self,
