@@ -36,6 +36,9 @@ POLICY = (
     policy_sections.CastSection,
     policy_sections.GuardSection,
     policy_sections.Budget,
+    policy_sections.Rollback,
+    policy_sections.LowerLearningRate,
+    policy_sections.Promote,
     policy_sections.HealthSection,
     policy_sections.EnforceSection,
 )
