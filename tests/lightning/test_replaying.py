@@ -297,3 +297,52 @@ def test_an_optimizers_fault_is_tried_with_its_step(tmp_path: Path) -> None:
     replayed = castiron.lightning.replay(path, Broken(), device="cpu")
     assert (replayed.replay.phase, replayed.replay.code) == ("optimizer", found.code)
     assert [t.goes_away for t in replayed.remedies] == [False]
+    assert replayed.notes == ()
+    module = nn.Sequential()
+    module.net = Broken().net  # a bare loop's model has no configure_optimizers
+    found_again = castiron.lightning.replay(
+        path,
+        module,
+        loss_of=lambda m, batch, i: m.net(batch[0]).mean(),
+        optimizers_of=lambda m: [torch.optim.SGD(m.parameters(), lr=1.0)],
+        device="cpu",
+    )
+    assert found_again.replay.phase == "optimizer", "the learning rate is that of the step"
+    found_again = castiron.lightning.replay(path, module, loss_of=lambda m, batch, i: m.net(batch[0]).mean())
+    assert found_again.notes == (
+        "The optimizers could not be made ('Sequential' object has no attribute 'configure_optimizers'): say "
+        "how, as optimizers_of=….",
+    )
+
+
+def test_a_module_that_is_no_lightning_module_needs_its_loss(tmp_path: Path) -> None:
+    path = foreign_incident(Foreign(), tmp_path)
+    module = nn.Sequential()
+    module.net = Foreign().net
+    with pytest.raises(CastironError, match=r"N515 The module is no LightningModule.*loss_of=lambda"):
+        castiron.lightning.replay(path, module)
+    found = castiron.lightning.replay(
+        path, module, loss_of=lambda m, batch, i: m.net(batch[0]).mean() + batch[0].log().mean()
+    )
+    assert found.replay.reproduced
+
+
+class Attached(Foreign):
+    """Asks its trainer."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # type: ignore[override]
+        return self.net(batch[0]).mean() * self.trainer.current_epoch
+
+
+def test_a_module_that_asks_for_its_trainer_is_told_what_to_do(tmp_path: Path) -> None:
+    path = foreign_incident(Foreign(), tmp_path)
+    with pytest.raises(CastironError, match=r"N515 .*asks for its trainer.*loss_of=lambda"):
+        castiron.lightning.replay(path, Attached())
+
+
+def test_it_prints_as_a_block(tmp_path: Path) -> None:
+    found = castiron.lightning.replay(foreign_incident(Foreign(), tmp_path), Foreign(), device="cpu")
+    lines = str(found).splitlines()
+    assert lines[0] == f"{found.incident.code} {found.incident.message}"
+    assert lines[-2] == "replayed  the same fault again"
+    assert lines[-1].startswith("✗ device cpu  the fault stays: ")

@@ -9,9 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from castiron.policy import PrecisionPolicy
-    from castiron.training.backend import Replayed
     from castiron.training.config_file import LoadedConfig
-    from castiron.training.incident import Attribution, Incident
     from castiron.training.incident_folder import IncidentFolder
 
 
@@ -46,7 +44,7 @@ def replay(
     from castiron.cli.usage import chosen
     from castiron.training.backend import Remedies, load_backend
     from castiron.training.incident_folder import IncidentFolder
-    from castiron.training.incident_text import print_incident
+    from castiron.training.incident_text import print_incident, replayed_lines
 
     if device is not None:
         device = chosen("--device", device, ("cpu", "cuda"))
@@ -62,7 +60,9 @@ def replay(
     if json:
         console.as_json(found.as_dict())
     else:
-        _tell(found)
+        console.say()
+        for line, style in replayed_lines(found):
+            console.say(line, style)
 
 
 def _policy(text: str) -> PrecisionPolicy:
@@ -100,7 +100,7 @@ def _loaded(folder: IncidentFolder, recipe: str | None) -> LoadedConfig:
         raise folder.not_replayable(
             f"The step is of {name}, which is no recipe: the command line cannot make it.",
             "Replay it from Python, with the module made as for the training: "
-            f"castiron.lightning.replay({str(folder.path)!r}, {name}(…)).",
+            f"castiron.lightning.replay({str(folder.path)!r}, {name}(…){_loss_of(folder)}).",
         )
     overrides = [] if recipe is None else [f"recipe={recipe}"]
     try:
@@ -117,36 +117,6 @@ def _loaded(folder: IncidentFolder, recipe: str | None) -> LoadedConfig:
         raise
 
 
-def _tell(found: Replayed) -> None:
-    """What running the step again has shown."""
-    from castiron.cli import console
-
-    console.say()
-    for text in found.notes:
-        console.say(f"  {text}")
-    if not found.replay.reproduced:
-        console.say("replayed  the step is finite here: the fault did not come again", style="bold yellow")
-    elif _same(found.incident, found.replay):
-        console.say("replayed  the same fault again", style="bold")
-    else:
-        console.say(f"replayed  another fault: {_brief(found.replay)}", style="bold yellow")
-    width = max((len(t.tried) for t in found.remedies), default=0)
-    for t in found.remedies:
-        if t.goes_away:
-            console.say(f"✓ {t.tried.ljust(width)}  the fault goes away", style="green")
-        else:
-            remains = f": {_brief(t.remains)}" if t.remains is not None else ""
-            console.say(f"✗ {t.tried.ljust(width)}  the fault stays{remains}", style="red")
-
-
-def _same(incident: Incident, other: Attribution) -> bool:
-    mine, its = incident.producer, other.producer
-    return (incident.code, incident.phase, mine.op, mine.module, mine.parameter) == (
-        other.code, other.phase, its.op, its.module, its.parameter,
-    )  # fmt: skip
-
-
-def _brief(found: Attribution) -> str:
-    from castiron.training.incident_text import headline, place
-
-    return f"{headline(found)}; {place(found)}"
+def _loss_of(folder: IncidentFolder) -> str:
+    """A bare loop's loss is known to nobody but its author."""
+    return ", loss_of=lambda model, batch, i: …" if folder.facts.get("kind") == "loop" else ""

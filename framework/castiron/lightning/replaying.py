@@ -41,22 +41,24 @@ from castiron.training.config import RunConfig
 from castiron.training.incident_folder import ASSETS, PARAMETERS, IncidentFolder, digest_of
 from castiron.training.recipe import Recipe
 
+_SAY_LOSS = "Say how the loss is made: replay(path, module, loss_of=lambda module, batch, i: …)."
 LossOf = Callable[[Any, Any, int], Tensor]
 """Module, batch and number of the micro-batch → loss: forward pass and loss, nothing else."""
 
 
 def replay(
     path: str | Path,
-    module: pl.LightningModule,
+    module: nn.Module,
     *,
     policies: Sequence[PrecisionPolicy | str | Mapping[str, Any]] = (),
     device: str | None = None,
     promote: Sequence[str] = (),
     loss_of: LossOf | None = None,
+    optimizers_of: Callable[[Any], Sequence[Optimizer]] | None = None,
 ) -> Replayed:
-    """Run an incident of any LightningModule again, and try remedies.
+    """Run an incident of any LightningModule, or of a bare loop, again, and try remedies.
 
-        print(castiron.lightning.replay("runs/net/first/incidents/step-12", Net(hidden=64)).replay.message)
+        print(castiron.lightning.replay("runs/net/first/incidents/step-12", Net(hidden=64), device="cpu"))
 
     Args:
         path: the incident's folder.
@@ -65,24 +67,31 @@ def replay(
         device: a device to try ("cpu", "cuda").
         promote: layers to try in float32, each by itself.
         loss_of: module, batch and number of the micro-batch to loss; by default its `training_step`.
+        optimizers_of: module to its optimizers, for an optimizer's fault; by default what its
+            `configure_optimizers` makes.
 
     Raises:
         CastironError: the folder is none (N512), damaged (N513), of another layout (N514), or does not fit
             the module (N515); a policy or a layer is refused.
     """
     folder = IncidentFolder.open(path)
-    if loss_of is None and not module.automatic_optimization:
-        raise folder.not_replayable(
-            "The module steps its optimizers by itself: its training_step cannot be run for the loss alone.",
-            "Say how the loss is made: replay(path, module, loss_of=lambda module, batch, i: …).",
+    if loss_of is None and not getattr(module, "automatic_optimization", False):
+        why = (
+            "The module steps its optimizers by itself: its training_step cannot be run for the loss alone."
+            if isinstance(module, pl.LightningModule)
+            else "The module is no LightningModule: how its loss is made is not known."
         )
+        raise folder.not_replayable(why, _SAY_LOSS)
     indices = folder.facts.get("batch_indices", [])
-    calculate = loss_of or _TrainingStep(indices)
+    calculate: LossOf = loss_of or _TrainingStep(folder, indices)
 
     def make(policy: PrecisionPolicy | None) -> _Made:
         own = _copy(module)
         root = getattr(own, "precision_root", own)
-        return _Made(own, root, lambda batch, i: calculate(own, batch, i), getattr(own, "schema", None))
+        schema = getattr(own, "schema", None)
+        return _Made(
+            own, root, lambda batch, i: calculate(own, batch, i), schema, optimizers_of or _optimizers_of
+        )
 
     policy = folder.plan().policy if folder.has("plan.json") else None
     wanted = Remedies(
@@ -107,9 +116,12 @@ def replay_recipe(
         own = recipe(under)
         own.load(folder.folder(ASSETS))
         module = RecipeModule(own, under.precision)
-        return _Made(
-            module, module.precision_root, lambda batch, i: own.loss(module(batch), batch), module.schema
-        )
+
+        def loss_of(batch: Any, i: int) -> Tensor:
+            loss: Tensor = own.loss(module(batch), batch)
+            return loss
+
+        return _Made(module, module.precision_root, loss_of, module.schema, _optimizers_of)
 
     policy = folder.plan().policy if folder.has("plan.json") else config.precision
     trainer = config.trainer
@@ -124,11 +136,12 @@ def replay_recipe(
 class _Made:
     """A model made for one run."""
 
-    module: pl.LightningModule
+    module: nn.Module
     root: nn.Module
     """That parameters' names and layer rules are relative to."""
     loss_of: Callable[[Any, int], Tensor]
     schema: Schema | None
+    optimizers_of: Callable[[Any], Sequence[Optimizer]]
 
 
 class _Replay:
@@ -204,7 +217,8 @@ class _Replay:
             if policy is not None:
                 batches = [cast_inputs(b, policy, made.schema) for b in batches]
             scale = self._scale(policy)
-            accumulate = int(folder.facts.get("accumulate", 1))
+            mean_of = len(batches) if folder.facts.get("kind") == "loop" else 1
+            accumulate = int(folder.facts.get("accumulate", mean_of))
 
             def run(batch: Any, i: int) -> Tensor | None:
                 with applied.forward_context(where.type) if applied else contextlib.nullcontext():
@@ -232,7 +246,11 @@ class _Replay:
         """The module's optimizers in their state of before the step; none where that cannot be."""
         if self._folder.incident.phase != "optimizer":
             return ()
-        optimizers = _optimizers_of(made.module)
+        try:
+            optimizers = made.optimizers_of(made.module)
+        except (RuntimeError, AttributeError) as e:  # it may want a trainer
+            notes.append(f"The optimizers could not be made ({e}): say how, as optimizers_of=….")
+            return ()
         for optimizer in optimizers:
             if policy is not None:
                 guard_updates(optimizer, policy)
@@ -268,25 +286,33 @@ def promoted(policy: PrecisionPolicy, layer: str) -> PrecisionPolicy:
 class _TrainingStep:
     """A module's own `training_step`, for its loss."""
 
-    def __init__(self, indices: Sequence[int]) -> None:
-        self._indices = indices
+    def __init__(self, folder: IncidentFolder, indices: Sequence[int]) -> None:
+        self._folder, self._indices = folder, indices
 
-    def __call__(self, module: pl.LightningModule, batch: Any, i: int) -> Tensor:
+    def __call__(self, module: Any, batch: Any, i: int) -> Tensor:
         names = inspect.signature(module.training_step).parameters
         index = self._indices[i] if i < len(self._indices) else i
         told = {"batch_idx": index, "dataloader_idx": 0}
         with warnings.catch_warnings():
             # There is no trainer to log to.
             warnings.filterwarnings("ignore", message=r".*self\.log.*")
-            outputs = module.training_step(batch, **{k: v for k, v in told.items() if k in names})
+            try:
+                outputs = module.training_step(batch, **{k: v for k, v in told.items() if k in names})
+            except RuntimeError as e:
+                if "not attached to a `Trainer`" not in str(e):
+                    raise
+                why = "The module's training_step asks for its trainer, and there is none here."
+                raise self._folder.not_replayable(why, _SAY_LOSS) from e
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         if not isinstance(loss, Tensor):
             raise TypeError(f"Expected a loss from training_step. Received {type(loss).__name__}.")
         return loss
 
 
-def _copy(module: pl.LightningModule) -> pl.LightningModule:
+def _copy(module: nn.Module) -> nn.Module:
     """A copy without the trainer that the module may be attached to."""
+    if not isinstance(module, pl.LightningModule):
+        return copy.deepcopy(module)
     trainer, module._trainer = module._trainer, None
     try:
         return copy.deepcopy(module)
@@ -294,9 +320,9 @@ def _copy(module: pl.LightningModule) -> pl.LightningModule:
         module._trainer = trainer
 
 
-def _optimizers_of(module: pl.LightningModule) -> list[Optimizer]:
+def _optimizers_of(module: Any) -> list[Optimizer]:
     """What `configure_optimizers` makes, without the schedules."""
-    made: Any = module.configure_optimizers()
+    made = module.configure_optimizers()
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], list | tuple):
         made = made[0]
     several = list(made) if isinstance(made, list | tuple) else [made]

@@ -186,6 +186,12 @@ class Replayed:
     notes: tuple[str, ...] = ()
     """How the replay differs from the step, as far as is known: another device, other versions."""
 
+    def __str__(self) -> str:
+        """The record as a block, what the replay has shown, and what became of each remedy."""
+        from castiron.training.incident_text import as_text, replayed_lines
+
+        return "\n".join([as_text(self.incident), "", *(line for line, _ in replayed_lines(self))])
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {

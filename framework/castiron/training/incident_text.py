@@ -18,6 +18,8 @@ from castiron.training.incident import Attribution, BadRow, Incident, Link, Tens
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from castiron.training.backend import Replayed
+
 HEADINGS = ("value", "dtype", "shape", "min", "max", "nan", "+inf", "-inf", "zero", "subnormal")
 _RIGHT = range(3, len(HEADINGS))
 _SHOWN = 10
@@ -173,6 +175,40 @@ def as_markdown(incident: Incident, path: str | Path | None = None) -> str:
         if part.code:
             lines.append(f"  `{part.code.replace('`', chr(39))}`")
     return "\n".join(lines).strip() + "\n"
+
+
+def replayed_lines(found: Replayed) -> list[tuple[str, str]]:
+    """What running the step again has shown, and what became of each remedy: lines with their styles."""
+    lines = [(text, "") for text in found.notes]
+    if not found.replay.reproduced:
+        lines.append(("replayed  the step is finite here: the fault did not come again", "bold yellow"))
+    elif is_same(found.incident, found.replay):
+        lines.append(("replayed  the same fault again", "bold"))
+    else:
+        lines.append((f"replayed  another fault: {brief(found.replay)}", "bold yellow"))
+    width = max((len(t.tried) for t in found.remedies), default=0)
+    for t in found.remedies:
+        if t.goes_away:
+            lines.append((f"✓ {t.tried.ljust(width)}  the fault goes away", "green"))
+        else:
+            remains = f": {brief(t.remains)}" if t.remains is not None else ""
+            lines.append((f"✗ {t.tried.ljust(width)}  the fault stays{remains}", "red"))
+    return lines
+
+
+def is_same(one: Incident | Attribution, other: Incident | Attribution) -> bool:
+    """Whether two attributions blame the same thing."""
+    return _blamed(one) == _blamed(other)
+
+
+def brief(found: Incident | Attribution) -> str:
+    """What happened and where, in one line."""
+    return f"{headline(found)}; {place(found)}"
+
+
+def _blamed(found: Incident | Attribution) -> tuple[str | None, ...]:
+    producer = found.producer
+    return (found.code, found.phase, producer.op, producer.module, producer.parameter)
 
 
 # --- pieces --------------------------------------------------------------------------------------------
