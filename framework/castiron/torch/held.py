@@ -1,30 +1,26 @@
-"""A step that was held: whether that was expected, what is to blame, and how often it is put up with.
+"""A step that was held: whether that was expected, what is to blame, and what the policy says to it.
 
 Shared by the bare loop's transaction and by whatever else drives a guard; knows no trainer.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import castiron
 from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, finding
-from castiron.policy import PrecisionPolicy
+from castiron.policy import Plan
 from castiron.policy.sections import DynamicScaling, GuardSection
 from castiron.torch.guard import Verdict
-from castiron.torch.replay.step import ReplayStep
+from castiron.torch.incidents import incident_of, store
+from castiron.torch.replay import ReplayStep, attribute
 from castiron.torch.scaling import Scaler
 from castiron.training.incident import Attribution, BadRow, Incident
+from castiron.training.responses import Responses
 
 Origin = Callable[[int], str]
-"""Row number of a batch's `row` field → its place in a file."""
+"""Row number of a batch's `row` field → `file:line`."""
 _SHOWN = 3
 
 
@@ -38,39 +34,31 @@ def is_expected(verdict: Verdict, scaler: Scaler) -> bool:
 
 
 class HeldSteps:
-    """The responses to held steps, of one training.
+    """The held steps of one bare loop: replayed, recorded, and responded to.
 
     Args:
-        policy: whose `guard` section counts.
+        plan: the plan in force; its policy's `guard` section counts.
         origin: row number to a place in a file.
-        incidents: a folder for the records; None: none are written.
+        folder: where incidents are kept; None: nowhere.
 
     Raises:
-        ConfigError: the response is one that is not known here (X815).
+        ConfigError: the response needs more than a loop (X815).
     """
 
-    def __init__(
-        self, policy: PrecisionPolicy, origin: Origin | None = None, incidents: str | Path | None = None
-    ) -> None:
-        self._policy, self._origin = policy, origin
-        self._folder = None if incidents is None else Path(incidents)
-        check_response(policy.guard)
-        self._budget = HoldBudget(policy.guard)
+    def __init__(self, plan: Plan, origin: Origin | None = None, folder: str | Path | None = None) -> None:
+        check_response(plan.policy.guard)
+        self._plan, self._origin = plan, origin
+        self._folder = None if folder is None else Path(folder)
+        self.responses = Responses(plan.policy.guard)
         self.incidents: list[Incident] = []
         """One for each held step."""
 
-    @property
-    def count(self) -> int:
-        """Steps held so far."""
-        return len(self.incidents)
-
-    def respond(self, step: ReplayStep, committed: int, tried: int, scale: Finding | None = None) -> Finding:
+    def respond(self, step: ReplayStep, committed: int, scale: Finding | None = None) -> Finding:
         """Replay a held step, record what is to blame, and do what the policy says.
 
         Args:
             step: parameters, buffers and generators are as they were before it.
             committed: optimizer steps applied before it.
-            tried: number of the step among all that were tried.
             scale: what the loss scaler has to say; S401 ends training whatever the response.
 
         Returns:
@@ -80,38 +68,23 @@ class HeldSteps:
             NumericIncident: the response is to raise, the budget is spent (N510), or the loss scale stands at
                 its floor (S401).
         """
-        guard = self._policy.guard
-        # Replay is needed by those alone whose steps fail.
-        attribution: Attribution = importlib.import_module("castiron.torch.replay").attribute(step)
-        rows = rows_of(step.batches, step.verdict, self._origin)
-        found = describe_held(step.verdict, committed, guard.watch, rows=rows, attribution=attribution)
-        spent = None if guard.response == "raise" else self._budget.spend(tried)
-        ends = [f for f in (scale if scale and scale.severity == "error" else None, spent) if f is not None]
-        response = "raise" if ends else guard.response
-        incident = make_incident(attribution, step.verdict, committed, str(self._policy), response)
+        attribution = attribute(step)
+        decision = self.responses.decide(committed, attribution)
+        before = [*([scale] if scale is not None and scale.severity == "error" else []), *decision.findings]
+        response = "raise" if before else decision.response
+        incident = incident_of(
+            attribution, step=committed, epoch=0, policy=step.policy, verdict=step.verdict,
+            response=response, origin=self._origin,
+        )  # fmt: skip
         self.incidents.append(incident)
-        path = None if self._folder is None else _write(self._folder, incident)
+        path = None
+        if self._folder is not None:
+            path = store(incident, step, self._folder, kind="loop", plan=self._plan)
+        watch = self._plan.policy.guard.watch
+        found = describe_held(step.verdict, committed, watch, incident=incident)
         if response == "raise":
-            raise NumericIncident([*ends, found], incident=incident, path=path)
+            raise NumericIncident([*before, found], incident=incident, path=path)
         return found
-
-
-def make_incident(
-    attribution: Attribution, verdict: Verdict, step: int, policy: str, response: str, *, epoch: int = 0
-) -> Incident:
-    """The record of a held step."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return Incident(
-        **attribution.model_dump(),
-        step=step,
-        epoch=epoch,
-        rank=torch.distributed.get_rank() if distributed else 0,
-        policy=policy,
-        seen={what: list(names) for what, names in verdict.seen.items()},
-        response=response,
-        castiron=castiron.__version__,
-        versions={"torch": torch.__version__},
-    )
 
 
 def check_response(section: GuardSection) -> None:
@@ -129,61 +102,21 @@ def check_response(section: GuardSection) -> None:
         )
 
 
-def _write(folder: Path, incident: Incident) -> Path:
-    """`incident.json` in a folder of its own, complete or not at all."""
-    path, number = folder / f"step-{incident.step}", 1
-    while path.exists():
-        number += 1
-        path = folder / f"step-{incident.step}-{number}"
-    path.mkdir(parents=True)
-    part = path / "incident.json.part"
-    part.write_text(incident.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path / "incident.json")
-    return path
-
-
-class HoldBudget:
-    """Counts held steps against the policy's `guard.budget`."""
-
-    def __init__(self, section: GuardSection) -> None:
-        self._budget = section.budget
-        self._recent: deque[int] = deque()
-
-    def spend(self, step: int) -> Finding | None:
-        """One more step is held. N510 where that is more than the budget allows, else None.
-
-        Args:
-            step: number of the step among all that were tried, held ones too.
-        """
-        budget = self._budget
-        self._recent.append(step)
-        while self._recent[0] <= step - budget.window:
-            self._recent.popleft()
-        if len(self._recent) <= budget.holds:
-            return None
-        return finding(
-            "N510",
-            "",
-            place=Place(key="guard.budget"),
-            expected=f"at most {budget.holds} held steps in {budget.window}",
-            received=f"{len(self._recent)} in the last {min(budget.window, step)}",
-        )
-
-
 def describe_held(
     verdict: Verdict,
     step: int,
     watch: Sequence[str],
     *,
     rows: str = "",
-    attribution: Attribution | None = None,
+    incident: Incident | Attribution | None = None,
 ) -> Finding:
-    """What there is to say of a held step: what replay found to blame, else what the guard saw.
+    """What there is to say of a held step: what replay found to blame, else what the guard saw (N500).
 
     Args:
         step: optimizer steps committed before it.
         watch: the policy's `guard.watch`.
-        rows: the rows of the batch, as `rows_of` gives them.
+        rows: the rows of the batch, as `rows_of` gives them; an incident has those to blame.
+        incident: what replay found.
     """
     seen = "; ".join(f"{what} ({listed(names)})" if names else what for what, names in verdict.seen.items())
     held = f"the step after {step:,} committed ones is not finite, and was not applied"
@@ -192,7 +125,7 @@ def describe_held(
         "micro_batches": list(verdict.micro_batches),
         "step": step,
     }
-    if attribution is None:
+    if incident is None:
         return finding(
             "N500",
             held[0].upper() + held[1:] + (f"; its rows: {rows}" if rows else ""),
@@ -201,23 +134,22 @@ def describe_held(
             received=f"NaN or infinity in {seen}",
             **evidence,
         )
-    producer = attribution.producer
-    if blamed := [_row(r) for r in attribution.rows]:
+    producer, source = incident.producer, incident.producer.source
+    if blamed := [_row(r) for r in incident.rows]:
         held += f"; because of {listed(blamed)}"
     return finding(
-        attribution.code,
-        f"{attribution.message.rstrip('.')}: {held}",
+        incident.code,
+        f"{incident.message.rstrip('.')}: {held}",
         place=Place(
-            file=producer.source.file if producer.source else None,
-            line=producer.source.line if producer.source else None,
+            file=source.file if source else None,
+            line=source.line if source else None,
             module=producer.module,
             op=producer.op,
-            phase=attribution.phase,
+            phase=incident.phase,
         ),
         expected=f"finite {', '.join(watch)}",
         received=f"NaN or infinity in {seen}",
-        remedy=attribution.remedy or None,
-        attribution=attribution.model_dump(mode="json"),
+        remedy=incident.remedy or None,
         **evidence,
     )
 

@@ -23,17 +23,18 @@ from castiron.torch.capability import device_capability
 from castiron.torch.clipping import clip_by_norm
 from castiron.torch.dtypes import torch_dtype
 from castiron.torch.guard import COMPUTED, UPDATED, StepGuard, Verdict
-from castiron.torch.held import HeldSteps, Origin, is_expected
+from castiron.torch.held import HeldSteps, Origin, check_response, is_expected
 from castiron.torch.inputs import cast_inputs
 from castiron.torch.late import LateVerdict, can_be_late
 from castiron.torch.loss import check_loss
 from castiron.torch.modules import describe
 from castiron.torch.precision import Precision, apply
-from castiron.torch.replay.step import ReplayStep
+from castiron.torch.replay import ReplayStep
 from castiron.torch.scaling import Scaler, make_scaler, step_unless
 from castiron.torch.snapshot import Snapshot, drop_gradients
 from castiron.torch.switches import matmul_switches
 from castiron.torch.updates import guard_updates
+from castiron.training.incident import Incident
 
 LossOf = Callable[[Any], Tensor]
 """Batch → scalar loss: forward pass and loss, nothing else."""
@@ -73,7 +74,8 @@ def transaction(
         clip_norm: largest global norm of an optimizer's gradients.
         scaler: of the loss; None: what the policy declares.
         origin: row number of a batch's `row` field to a place in a file, for messages.
-        incidents: a folder; each held step is written there as `step-N/incident.json`.
+        incidents: a folder; each held step is written there as `step-N/`, with `incident.json` and all that
+            it takes to run the step again.
         late: whether the host asks for a step's verdict during the next one, which then waits for nothing.
             None: where the model is on a CUDA device and all optimizers are fused.
 
@@ -88,8 +90,8 @@ def transaction(
     several = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
     with matmul_switches(given.matmul):
         step = Transaction(
-            model, several, given, tuple(schedulers), tuple(averages), clip_norm,
-            scaler or make_scaler(given.scaling), HeldSteps(given, origin, incidents), late,
+            model, several, given, origin, incidents, tuple(schedulers), tuple(averages), clip_norm,
+            scaler or make_scaler(given.scaling), late,
         )  # fmt: skip
         try:
             yield step
@@ -159,11 +161,12 @@ class Transaction:
         model: nn.Module,
         optimizers: tuple[Optimizer, ...],
         policy: PrecisionPolicy,
+        origin: Origin | None,
+        incidents: str | Path | None,
         schedulers: tuple[Any, ...],
         averages: tuple[Any, ...],
         clip_norm: float | None,
         scaler: Scaler,
-        held: HeldSteps,
         late: bool | None,
     ) -> None:
         if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -173,6 +176,7 @@ class Transaction:
             )
         self._root: nn.Module = getattr(model, "_orig_mod", model)
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        check_response(policy.guard)
         plan, notes = resolve(policy, describe(self._root), device_capability(self._device))
         self._precision: Precision = apply(self._root, plan)
         self.plan: Plan = plan
@@ -181,7 +185,8 @@ class Transaction:
         """What there is to say that does not stop training: of the plan, and of held steps."""
         for optimizer in optimizers:
             guard_updates(optimizer, policy)
-        self._optimizers, self._policy, self._scaler, self._held = optimizers, policy, scaler, held
+        self._optimizers, self._policy, self._scaler = optimizers, policy, scaler
+        self._responses = HeldSteps(plan, origin, incidents)
         self._schedulers, self._averages, self._clip_norm = schedulers, averages, clip_norm
         self._guard = StepGuard(self._root, policy.guard.watch, optimizers)
         self._updated = UPDATED & self._guard.watch
@@ -201,7 +206,12 @@ class Transaction:
     @property
     def held(self) -> int:
         """Steps held so far, expected overflows not among them."""
-        return self._held.count
+        return len(self._responses.incidents)
+
+    @property
+    def incidents(self) -> list[Incident]:
+        """The records of the held steps, expected overflows not among them."""
+        return self._responses.incidents
 
     def __call__(self, losses: Losses, *batches: Any) -> StepOutcome:
         """One step.
@@ -348,7 +358,7 @@ class Transaction:
             policy=str(self._policy),
         )
         try:
-            outcome.finding = self._held.respond(replay, self.committed, self._tried, found)
+            outcome.finding = self._responses.respond(replay, self.committed, found)
         finally:
             self._drop_gradients()
             attempt.snapshots[0].restore()
