@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from castiron.training.backend import Replayed, Tried
 from castiron.training.incident import (
+    Attribution,
     BadRow,
     Incident,
     Link,
@@ -17,7 +19,7 @@ from castiron.training.incident import (
     Source,
     TensorStatistics,
 )
-from castiron.training.incident_text import as_markdown, as_text, place, print_incident
+from castiron.training.incident_text import as_markdown, as_text, place, print_incident, replayed_lines
 
 WHOLE = Incident(
     code="N504",
@@ -128,6 +130,36 @@ def test_of_many_rows_the_rest_is_counted() -> None:
 def test_a_path_below_this_folder_is_shown_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert as_text(WHOLE, tmp_path / "runs" / "step-1").endswith("castiron replay runs/step-1")
+    assert as_text(WHOLE, "runs/step-1").endswith("castiron replay runs/step-1")
+    source = Source(file=str(tmp_path / "net.py"), line=3)
+    here = WHOLE.model_copy(update={"producer": Producer(op="log", source=source)})
+    assert "  source    net.py:3\n" in as_text(here)
+
+
+def test_what_a_replay_has_shown() -> None:
+    same = Attribution.model_validate({n: getattr(WHOLE, n) for n in Attribution.model_fields})
+    other = same.model_copy(update={"code": "N501", "message": "mm overflows", "event": "overflow"})
+    remedies = (
+        Tried(tried="policy float32", goes_away=True),
+        Tried(tried="promote a", goes_away=False, remains=same),
+        Tried(tried="device cpu", goes_away=False, remains=other),
+    )
+    found = Replayed(incident=WHOLE, replay=same, remedies=remedies, notes=("A note.",))
+    assert [line for line, _ in replayed_lines(found)] == [
+        "A note.",
+        "replayed  the same fault again",
+        "✓ policy float32  the fault goes away",
+        "✗ promote a       the fault stays",
+        "✗ device cpu      another fault takes its place: N501 mm overflows; log in layer 'model.head' "
+        "(forward, overflow), time step 7",
+    ]
+    assert replayed_lines(Replayed(incident=WHOLE, replay=other))[0][0].startswith(
+        "replayed  another fault: N501 mm"
+    )
+    gone = same.model_copy(update={"reproduced": False})
+    assert replayed_lines(Replayed(incident=WHOLE, replay=gone)) == [
+        ("replayed  the step is finite here: the fault did not come again", "bold yellow")
+    ]
 
 
 def test_the_terminal_shows_the_same_words() -> None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,12 @@ from torch.optim import Optimizer
 
 import castiron.torch.replay
 from castiron.data import Schema
+from castiron.diagnostics import CastironError, Place
 from castiron.formats import is_wider
 from castiron.lightning.checkpoints import read_checkpoint
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.quiet import quiet_lightning
+from castiron.lightning.training_step import loss_of_step
 from castiron.policy import PrecisionPolicy, resolve
 from castiron.torch.capability import device_capability, resolve_device
 from castiron.torch.clipping import clip_by_norm
@@ -177,6 +178,21 @@ class _Replay:
         )
 
     def _try(self, tried: str, policy: PrecisionPolicy | None, device: str) -> Tried:
+        """One remedy.
+
+        Raises:
+            CastironError: this model or machine refuses it.
+        """
+        try:
+            return self._tried(tried, policy, device)
+        except CastironError as e:
+            # Not a mistake in the run's config, where it would be looked for otherwise.
+            said = Place(file=f"remedy '{tried}'")
+            e.findings = tuple(replace(f, place=said) if f.place.file is None else f for f in e.findings)
+            e.args = ("\n".join(str(f) for f in e.findings),)
+            raise
+
+    def _tried(self, tried: str, policy: PrecisionPolicy | None, device: str) -> Tried:
         with self._step(policy, device, []) as (step, stored):
             clip = self._folder.facts.get("clip_norm")
 
@@ -290,22 +306,19 @@ class _TrainingStep:
         self._folder, self._indices = folder, indices
 
     def __call__(self, module: Any, batch: Any, i: int) -> Tensor:
-        names = inspect.signature(module.training_step).parameters
         index = self._indices[i] if i < len(self._indices) else i
-        told = {"batch_idx": index, "dataloader_idx": 0}
         with warnings.catch_warnings():
             # There is no trainer to log to.
             warnings.filterwarnings("ignore", message=r".*self\.log.*")
             try:
-                outputs = module.training_step(batch, **{k: v for k, v in told.items() if k in names})
+                loss = loss_of_step(module, batch, index)
             except RuntimeError as e:
                 if "not attached to a `Trainer`" not in str(e):
                     raise
                 why = "The module's training_step asks for its trainer, and there is none here."
                 raise self._folder.not_replayable(why, _SAY_LOSS) from e
-        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"Expected a loss from training_step. Received {type(loss).__name__}.")
+        if loss is None:
+            raise TypeError("Expected a loss from training_step. Received None.")
         return loss
 
 

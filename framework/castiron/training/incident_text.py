@@ -60,7 +60,7 @@ def parts(incident: Incident, path: str | Path | None = None) -> list[Part]:
     found = [Part("when", (_when(incident),)), Part("where", (place(incident),))]
     source = incident.producer.source
     if source is not None:
-        found.append(Part("source", (str(source),), code=source.text))
+        found.append(Part("source", (_shown(str(source)),), code=source.text))
     values = [*incident.operands, *incident.results]
     if values:
         names = [
@@ -100,11 +100,7 @@ def place(incident: Incident | Attribution) -> str:
 
 def command(path: str | Path) -> str:
     """The command that replays an incident, with the path relative where it lies below this folder."""
-    try:
-        shown = Path(path).resolve().relative_to(Path.cwd())
-    except (ValueError, OSError):
-        shown = Path(path)
-    return f"castiron replay {shlex.quote(os.fspath(shown))}"
+    return f"castiron replay {shlex.quote(_shown(os.path.abspath(path)))}"
 
 
 # --- plain, coloured, Markdown -------------------------------------------------------------------------
@@ -191,8 +187,9 @@ def replayed_lines(found: Replayed) -> list[tuple[str, str]]:
         if t.goes_away:
             lines.append((f"✓ {t.tried.ljust(width)}  the fault goes away", "green"))
         else:
-            remains = f": {brief(t.remains)}" if t.remains is not None else ""
-            lines.append((f"✗ {t.tried.ljust(width)}  the fault stays{remains}", "red"))
+            other = t.remains is not None and not is_same(t.remains, found.replay)
+            remains = f"another fault takes its place: {brief(t.remains)}" if other and t.remains else ""
+            lines.append((f"✗ {t.tried.ljust(width)}  {remains or 'the fault stays'}", "red"))
     return lines
 
 
@@ -247,10 +244,17 @@ def _plain_table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def _shown(path: str) -> str:
+    """A path as it is said in this folder."""
+    here = os.path.join(os.getcwd(), "")
+    return path.removeprefix(here)
+
+
 def _row_text(row: BadRow) -> str:
     position = f"position {row.index} in the batch"
     if row.file is not None:
-        return f"{row.file}:{row.line} ({position})" if row.line is not None else f"{row.file} ({position})"
+        file = _shown(row.file)
+        return f"{file}:{row.line} ({position})" if row.line is not None else f"{file} ({position})"
     return f"row {row.row:,} of the data ({position})" if row.row is not None else position
 
 
@@ -258,7 +262,7 @@ def _link_text(link: Link) -> str:
     where = (
         "" if link.module is None else f" in layer '{link.module}'" if link.module else " in the model itself"
     )
-    source = f"  {link.source}" if link.source is not None else ""
+    source = f"  {_shown(str(link.source))}" if link.source is not None else ""
     return f"{link.what}{where} ({link.phase}){source}"
 
 
