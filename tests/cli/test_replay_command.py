@@ -134,3 +134,15 @@ def test_another_wing(castiron: Any, held_step: Held, fake_backend: Any) -> None
     said = castiron("replay", str(held_step("bf16-mixed", spoil=overconfident)))
     assert said.code == 0
     assert said.out.endswith("\nreplayed  the same fault again\n")
+
+
+def test_a_runs_only_incident_is_found_by_the_runs_name(
+    castiron: Any, held_step: Held, tmp_path: Path
+) -> None:
+    path = held_step(spoil=overconfident)
+    target = tmp_path / "runs" / "gambler" / "first" / "incidents"
+    target.parent.mkdir(parents=True)
+    shutil.move(path.parent, target)
+    said = castiron("replay", "gambler/first")
+    assert said.code == 0
+    assert "castiron replay runs/gambler/first/incidents/step-12" in said.out
