@@ -3,6 +3,7 @@ would make of it. A wing computes the same on its device; tests hold one against
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from castiron.health.rounding import (
 WHAT_IF: tuple[str, ...] = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 """Formats that are always asked about, whatever is in use."""
 
-SAMPLE = 8192
+SAMPLE = 4096
 """Elements at most that the noise of rounding is measured on; see `sample`."""
 
 Values = NDArray[Any]
@@ -156,7 +157,8 @@ def measure(values: Values, dtype: str | None = None, formats: Sequence[str] = W
     bits: NDArray[Any] = wide.view(np.int64 if name == "float64" else np.int32)
     bins, fraction = (2048, 52) if name == "float64" else (256, 23)
     exponents = np.bincount((bits >> fraction) & (bins - 1), minlength=bins).astype(np.int64)
-    x = wide.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        x = wide.astype(np.float64)
     finite = np.abs(x[np.isfinite(x)])
     live = finite[finite > 0]
     with np.errstate(over="ignore"):
@@ -248,6 +250,7 @@ def decibels(signal: float, noise: float) -> float:
 # --- what a wing counts, and what follows from it ----------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=4096)
 def edges(name: str, scale: int = 0) -> tuple[float, float, float]:
     """Magnitudes |x| at which rounding x · 2**scale to a format changes its kind, ascending:
     (from here on not zero, from here on normal, from here on overflow)."""
