@@ -101,7 +101,13 @@ def _close(run: RunDirectory, outcome: Outcome, verbosity: str) -> int:
     from castiron.cli.errors import Settings
     from castiron.cli.tables import metrics_table
 
-    if outcome.findings:
+    if outcome.incident is not None:
+        from castiron.training.incident_text import print_incident
+
+        others = [f for f in outcome.findings if f.code != outcome.incident.code]
+        console.findings(others)
+        print_incident(outcome.incident, console.rich_console(), outcome.incident_folder)
+    elif outcome.findings:
         console.findings(outcome.findings)
     where = run.name if run.path.parent.parent == Path("runs") else str(run.path)
     if outcome.status in ("stopped", "interrupted"):
@@ -110,8 +116,14 @@ def _close(run: RunDirectory, outcome: Outcome, verbosity: str) -> int:
         console.note(f"{outcome.status.capitalize()} after {outcome.steps:,} steps{why}")
         console.note(f"Go on with it by: castiron train --resume {where}")
     elif outcome.status == "failed":
-        console.note(f"Training failed after {outcome.steps:,} steps. {outcome.message}".rstrip())
-        console.note(f"What is left of it: {run.path}")
+        if outcome.incident is not None:
+            console.note(f"\nTraining stopped after {outcome.steps:,} steps; the bad one was not applied.")
+            console.note(
+                f"Go on with it by: castiron train --resume {where} guard.response=hold (or mend the cause)"
+            )
+        else:
+            console.note(f"Training failed after {outcome.steps:,} steps. {outcome.message}".rstrip())
+            console.note(f"What is left of it: {run.path}")
     elif verbosity != "quiet":
         if outcome.message:
             console.say(outcome.message)

@@ -27,6 +27,15 @@ class AverageWeights(pl.Callback):
         self._step = 0
         self._swap = contextlib.ExitStack()
 
+    def state(self) -> dict[str, Any]:
+        """The average as it is; empty where training has not begun."""
+        return {} if self._average is None else self._average.state_dict()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        if self._average is not None:
+            self._average.load_state_dict(state)
+
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, RecipeModule)
         self._average = WeightAverage(module.precision_root, self._decay)

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 from torch.optim import Optimizer
 
-from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, finding
+from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, RunError, finding
+from castiron.lightning.agreement import agreed, first_bad_rank, told
+from castiron.lightning.counts import counts, logged, put_back, unlog
+from castiron.lightning.held_step import can_replay, replay_step
+from castiron.lightning.incidents import incident_of, store
+from castiron.lightning.logger import RunLogger
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.precision import PrecisionPlugin
-from castiron.policy import PrecisionPolicy
-from castiron.policy.sections import GuardSection
-from castiron.torch.guard import StepGuard, Verdict
+from castiron.lightning.responding import RollbackPoints, lower_learning_rate, promote
+from castiron.policy import Plan, PrecisionPolicy
+from castiron.torch.guard import COMPUTED, UPDATED, StepGuard, Verdict
+from castiron.torch.held import Origin, describe_held, rows_of
+from castiron.torch.replay import attribute
+from castiron.torch.replay.step import ReplayStep
 from castiron.torch.snapshot import Snapshot, drop_gradients
+from castiron.training.incident import Attribution, Incident
+from castiron.training.responses import Decision, Responses
+from castiron.training.run_directory import CHECKPOINTS, INCIDENTS
 
-_SHOWN = 3
+OnIncident = Callable[[Incident, Finding, Path | None], None]
+"""Called with each incident: its record, what there is to say of it, and its folder."""
 
 
 class NumericGuard(pl.Callback):
     """Checks every step before its optimizer applies it: losses, gradients (before clipping), buffers.
 
-    A bad step is held: parameters, optimizer state, schedules, buffers, torch's random generators and the
-    step count are as before it. Then the policy's `guard.response` follows: `raise` stops training, `hold`
-    goes on, up to `guard.budget` held steps in a window.
+    A bad step is held: parameters, optimizer state, schedules, buffers, metrics, torch's random generators
+    and the step count are as before it. It is run again under instrumentation, and what is to blame is kept in
+    `incidents/step-N/`. Then the policy's `guard.response` follows: `raise` stops training, `hold` goes on,
+    `rollback`, `lower-lr` and `promote` change something first; all within `guard.budget`.
 
     An overflow of gradients alone, under a dynamic loss scale that can still fall, is expected: it is held
     and counted, and nothing follows.
@@ -35,44 +48,73 @@ class NumericGuard(pl.Callback):
 
     Args:
         policy: whose `guard` section counts; None: that of the trainer's precision plugin, else the default.
-        origin: row number of a batch's `row` field to a place in a file, for messages.
+        origin: row number of a batch's `row` field to `file:line`, for messages.
+        folder: the run's folder, below which incidents are kept; None: the logger's folder, else
+            `default_root_dir`.
 
     Raises:
-        NumericIncident: while training; a step is bad and the response says so, or the budget is spent.
-        ConfigError: when training starts; the response is one that this version does not have.
+        NumericIncident: while training; a step is bad and the response says so, or a limit is spent.
+        ConfigError: when training starts; the response needs what this trainer has not (X815).
     """
 
     def __init__(
         self,
         policy: PrecisionPolicy | str | Mapping[str, Any] | None = None,
         *,
-        origin: Callable[[int], str] | None = None,
+        origin: Origin | None = None,
+        folder: str | Path | None = None,
     ) -> None:
         self._declared = None if policy is None else PrecisionPolicy.model_validate(policy)
         self._origin = origin
-        self.held = 0
-        """Steps held so far, expected overflows not among them."""
+        self._folder = None if folder is None else Path(folder)
         self.overflows = 0
         """Steps held because gradients overflowed while the loss scale could still fall."""
         self.findings: list[Finding] = []
         """One for each held step that training went on after."""
-        self._recent: deque[int] = deque()
+        self.incidents: list[Path] = []
+        """Folders of this process's incidents."""
+        self.on_incident: list[OnIncident] = []
+        self.on_promotion: list[Callable[[Plan], None]] = []
+        """Called with the plan in force after a layer was promoted."""
+        self._responses: Responses | None = None
+        self._state: dict[str, Any] = {}
         self._verdict: Verdict | None = None
         self._batches: list[Any] = []
+        self._indices: list[int] = []
+        self._replaying = False
+
+    @property
+    def held(self) -> int:
+        """Steps held so far, expected overflows not among them."""
+        return self._responses.held if self._responses is not None else 0
+
+    # --- the step ----------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         plugin = trainer.precision_plugin
         if self._declared is None:
             own = plugin.policy if isinstance(plugin, PrecisionPlugin) else None
             self._declared = own or PrecisionPolicy.preset("float32")
-        self._section = self._declared.guard
-        _check(self._section)
+        section = self._section = self._declared.guard
+        self._home = self._find_home(trainer)
+        self._responses = Responses(section)
+        if self._state:
+            self._responses.load_state_dict(self._state)
         root = getattr(module, "precision_root", module)
-        several = len(trainer.optimizers) > 1
+        self._updated = UPDATED.intersection(section.watch)
+        whole = len(trainer.optimizers) > 1 or bool(self._updated)
         schedules = [c.scheduler for c in trainer.lr_scheduler_configs]
-        self._guard = StepGuard(root, self._section.watch, trainer.optimizers)
-        self._snapshot = Snapshot(root, trainer.optimizers, schedules, whole=several)
+        self._guard = StepGuard(root, section.watch, trainer.optimizers)
+        self._snapshot = Snapshot(module, trainer.optimizers, schedules, whole=whole)
         self._active = True
+        self._points = None
+        if section.response == "promote" and not isinstance(plugin, PrecisionPlugin):
+            raise _needs("promote", "castiron's Trainer, or its PrecisionPlugin")
+        if section.response == "rollback":
+            if not can_replay(trainer):
+                raise _needs("rollback", "one process, or DDP")
+            self._points = RollbackPoints(self._home / CHECKPOINTS, section.rollback.steps)
+            self._points.keep(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
@@ -81,28 +123,27 @@ class NumericGuard(pl.Callback):
             self._active = trainer.global_step % self._section.every == 0
             self._verdict = None
             self._batches.clear()
+            self._indices.clear()
             if self._active:
                 self._guard.begin()
                 self._snapshot.take()
-                self._counts = _counts(trainer)
+                self._counts, self._logged = counts(trainer), logged(trainer)
         if self._active:
             self._batches.append(batch)
+            self._indices.append(batch_idx)
 
     def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
-        if self._active:
+        if self._active and not self._replaying:
             self._guard.see_loss(loss)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        if not self._active:
+        if not self._active or self._replaying:
             return
         if self._verdict is None:
             self._guard.see_gradients()
-            verdict = self._guard.verdict()
-            if trainer.world_size > 1:  # one decision for all, or some would step and some not
-                bad = trainer.strategy.reduce_boolean_decision(verdict.bad, all=False)
-                verdict = verdict if verdict.bad else Verdict(bad, {"another rank": ()} if bad else {})
+            verdict = agreed(trainer, self._guard.verdict(COMPUTED))
             if not verdict.bad:
                 return
             self._verdict = verdict
@@ -112,93 +153,177 @@ class NumericGuard(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._guard.end()
+        if self._updated and self._verdict is None and self._active and counts(trainer) != self._counts:
+            verdict = agreed(trainer, self._guard.verdict(self._updated))
+            if verdict.bad:
+                self._verdict, self._expected = verdict, False
         if self._verdict is None:
+            if self._points is not None:
+                self._points.keep(trainer)
             return
         verdict, self._verdict = self._verdict, None
-        drop_gradients(trainer.optimizers)
-        self._snapshot.restore()
-        _put_back(trainer, self._counts)
+        self._put_back(trainer)
         if isinstance(module, RecipeModule):
             module.forget(len(self._batches))
         if self._expected:
             self.overflows += 1
             return
-        self._respond(trainer, verdict)
+        plugin = trainer.precision_plugin
+        scale = None
+        if isinstance(plugin, PrecisionPlugin):
+            if not verdict.gradients_only:
+                plugin.forget_step()
+            elif (scale := plugin.check_scale()) is not None and scale.severity != "error":
+                scale = None
+        self._respond(trainer, module, verdict, scale)
 
-    def _respond(self, trainer: pl.Trainer, verdict: Verdict) -> None:
-        self.held += 1
-        step, budget = trainer.global_step, self._section.budget
-        found = self._describe(step, verdict)
-        if self._section.response == "raise":
-            raise NumericIncident(found)
-        self.findings.append(found)
-        tried = step + self.held
-        self._recent.append(tried)
-        while self._recent[0] <= tried - budget.window:
-            self._recent.popleft()
-        if len(self._recent) > budget.holds:
-            raise NumericIncident(
-                [
-                    finding(
-                        "N510",
-                        "",
-                        place=Place(key="guard.budget"),
-                        expected=f"at most {budget.holds} held steps in {budget.window}",
-                        received=f"{len(self._recent)} in the last {min(budget.window, tried)}",
-                    ),
-                    found,
-                ]
-            )
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._guard.release()
+        if self._points is not None:
+            self._points.clear()
 
-    def _describe(self, step: int, verdict: Verdict) -> Finding:
-        parts = [f"{what} ({_listed(names)})" if names else what for what, names in verdict.seen.items()]
-        rows = self._rows(verdict)
-        return finding(
-            "N500",
-            f"The step after {step:,} committed ones is not finite, and was not applied"
-            + (f"; its rows: {rows}" if rows else ""),
-            place=Place(phase="forward" if "loss" in verdict.seen else "backward"),
-            expected=f"finite {', '.join(self._section.watch)}",
-            received=f"NaN or infinity in {'; '.join(parts)}",
-            seen={what: list(names) for what, names in verdict.seen.items()},
-            micro_batches=list(verdict.micro_batches),
-            step=step,
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        if getattr(self, "_guard", None) is not None:
+            self._guard.release()
+
+    def _put_back(self, trainer: pl.Trainer) -> None:
+        """Nothing of the step stays."""
+        drop_gradients(trainer.optimizers)
+        self._snapshot.restore()
+        put_back(trainer, self._counts)
+        unlog(trainer, self._logged)
+
+    # --- what follows ------------------------------------------------------------------------------
+
+    def _respond(
+        self, trainer: pl.Trainer, module: pl.LightningModule, verdict: Verdict, scale: Finding | None
+    ) -> None:
+        assert self._responses is not None
+        committed, rank = trainer.global_step, first_bad_rank(trainer, verdict)
+        step = replay_step(trainer, list(self._batches), list(self._indices), verdict, self._snapshot.restore)
+        found = incident = path = None
+        if can_replay(trainer):
+            if trainer.global_rank == rank:
+                found = self._attribute(trainer, step)
+                incident = self._record(trainer, step, found, rank)
+            incident = told(trainer, incident, rank)
+        decision = self._responses.decide(committed, incident, compute=_computes(trainer))
+        if scale is not None:
+            decision = Decision("raise", findings=(scale, *decision.findings))
+        if incident is not None:
+            incident = incident.model_copy(update={"response": decision.response})
+            if trainer.global_rank == rank:
+                path = self._store(trainer, module, step, incident)
+        watch, rows = self._section.watch, rows_of(self._batches, verdict, self._origin)
+        about = describe_held(verdict, committed, watch, rows=rows, incident=incident)
+        if incident is not None and trainer.global_rank == rank:
+            for listener in self.on_incident:
+                listener(incident, about, path)
+        self._put_back(trainer)
+        if decision.response == "raise":
+            raise NumericIncident([*decision.findings, about], incident=incident, path=path)
+        self.findings.append(about)
+        self._carry_out(trainer, decision)
+
+    def _attribute(self, trainer: pl.Trainer, step: ReplayStep) -> Attribution:
+        self._replaying = True
+        try:
+            return attribute(step)
+        finally:
+            self._replaying = False
+
+    def _record(self, trainer: pl.Trainer, step: ReplayStep, found: Attribution, rank: int) -> Incident:
+        return incident_of(
+            found,
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            policy=step.policy,
+            verdict=step.verdict,
+            rank=rank,
+            origin=self._origin,
         )
 
-    def _rows(self, verdict: Verdict) -> str:
-        """The rows of the batches to blame, as far as batches carry them."""
-        # Manual optimization may take several losses of one batch.
-        chosen = [b for i, b in enumerate(self._batches) if i in verdict.micro_batches] or self._batches
-        rows = [int(r) for b in chosen if isinstance(b, Mapping) and "row" in b for r in b["row"].tolist()]
-        if not rows:
-            return ""
-        named = [self._origin(r) if self._origin else str(r) for r in rows[:_SHOWN]]
-        return _listed(named, len(rows))
-
-
-def _check(section: GuardSection) -> None:
-    """Refuse what this version does not do, rather than not do it."""
-    for key, received, known in (
-        ("guard.response", [section.response], ("raise", "hold")),
-        ("guard.watch", section.watch, ("loss", "gradients", "buffers", "parameters", "optimizer")),
-    ):
-        if odd := [r for r in received if r not in known]:
-            raise ConfigError(
-                finding(
-                    "X815",
-                    "This version does not do that yet.",
-                    place=Place(key=key),
-                    expected=", ".join(known),
-                    received=", ".join(odd),
-                    remedy="Choose one of those.",
-                )
+    def _store(
+        self, trainer: pl.Trainer, module: pl.LightningModule, step: ReplayStep, incident: Incident
+    ) -> Path | None:
+        plugin = trainer.precision_plugin
+        try:
+            path = store(
+                incident,
+                step,
+                self._home / INCIDENTS,
+                module=module,
+                plan=plugin.plan if isinstance(plugin, PrecisionPlugin) else None,
+                accumulate=trainer.accumulate_grad_batches,
+                batch_indices=self._indices,
+                clip_norm=trainer.gradient_clip_val,
+                origin=self._origin,
             )
+        except RunError as error:  # a full disk must not hide what went wrong
+            self.findings += error.findings
+            return None
+        self.incidents.append(path)
+        return path
+
+    def _carry_out(self, trainer: pl.Trainer, decision: Decision) -> None:
+        if decision.response == "lower-lr":
+            assert decision.factor is not None
+            lower_learning_rate(trainer, decision.factor)
+        elif decision.response == "rollback":
+            assert self._points is not None
+            assert decision.steps is not None
+            assert self._responses is not None
+            self._responses.went_back(self._points.go_back(trainer, decision.steps))
+        elif decision.response == "promote":
+            assert decision.module is not None
+            plan = promote(trainer, decision.module)
+            for listener in self.on_promotion:
+                listener(plan)
+
+    def _find_home(self, trainer: pl.Trainer) -> Path:
+        """The run's folder. All processes have to call it."""
+        if self._folder is not None:
+            return self._folder
+        logger = trainer.logger
+        if isinstance(logger, RunLogger):
+            own = logger.log_dir if trainer.is_global_zero else ""
+            return Path(trainer.strategy.broadcast(own))
+        return Path(trainer.log_dir or trainer.default_root_dir)
+
+    # --- state -------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._responses is None else {"responses": self._responses.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = state_dict.get("responses", {})
 
 
-def _listed(names: Any, total: int | None = None) -> str:
-    total = len(names) if total is None else total
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {total - _SHOWN} more" if total > _SHOWN else shown
+def guard_of(trainer: pl.Trainer) -> NumericGuard | None:
+    """The guard among a trainer's callbacks."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((c for c in callbacks if isinstance(c, NumericGuard)), None)
+
+
+def _needs(response: str, what: str) -> ConfigError:
+    return ConfigError(
+        finding(
+            "X815",
+            f"The response '{response}' needs {what}.",
+            place=Place(key="guard.response"),
+            expected="raise, hold",
+            received=response,
+            remedy="Choose one of those.",
+        )
+    )
+
+
+def _computes(trainer: pl.Trainer) -> dict[str, str]:
+    """Layer → format it computes in, by the plan in force."""
+    plugin = trainer.precision_plugin
+    plan = plugin.plan if isinstance(plugin, PrecisionPlugin) else None
+    return {row.path: row.compute for row in plan.rows} if plan is not None else {}
 
 
 def _may_still_fall(trainer: pl.Trainer) -> bool:
@@ -208,20 +333,3 @@ def _may_still_fall(trainer: pl.Trainer) -> bool:
         return False
     scale = plugin.loss_scale()
     return scale is not None and scale > plugin.policy.scaling.min
-
-
-def _trackers(trainer: pl.Trainer) -> list[Any]:
-    loop = trainer.fit_loop.epoch_loop
-    steps = loop.automatic_optimization.optim_progress.optimizer.step
-    by_hand = loop.manual_optimization.optim_step_progress
-    return [t for p in (steps, by_hand, loop.scheduler_progress) for t in (p.total, p.current)]
-
-
-def _counts(trainer: pl.Trainer) -> list[tuple[int, int]]:
-    """Lightning's counts of optimizer and schedule steps."""
-    return [(t.ready, t.completed) for t in _trackers(trainer)]
-
-
-def _put_back(trainer: pl.Trainer, counts: list[tuple[int, int]]) -> None:
-    for tracker, (ready, completed) in zip(_trackers(trainer), counts, strict=True):
-        tracker.ready, tracker.completed = ready, completed

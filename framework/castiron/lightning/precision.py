@@ -100,6 +100,10 @@ class PrecisionPlugin(Precision):
             with self._applied.forward_context():
                 yield
 
+    def backward_context(self) -> contextlib.AbstractContextManager[None]:
+        """For `loss.backward()`."""
+        return self._applied.backward_context() if self._applied else contextlib.nullcontext()
+
     @contextlib.contextmanager
     def train_step_context(self) -> Generator[None, None, None]:
         self._update_scale()  # of the step before: one update, however many optimizers it had
@@ -118,8 +122,7 @@ class PrecisionPlugin(Precision):
     def backward(  # type: ignore[override]
         self, tensor: Tensor, model: pl.LightningModule, optimizer: Any, *args: Any, **kwargs: Any
     ) -> None:
-        context = self._applied.backward_context() if self._applied else contextlib.nullcontext()
-        with context:
+        with self.backward_context():
             super().backward(tensor, model, optimizer, *args, **kwargs)
 
     def optimizer_step(  # type: ignore[override]
@@ -161,6 +164,20 @@ class PrecisionPlugin(Precision):
     def check_scale(self) -> Finding | None:
         """What there is to say of the loss scale (S4xx), once per condition. Waits for the device."""
         return self._scaler.check()
+
+    def forget_step(self) -> None:
+        """The step that was begun is held for another reason than its gradients: no scale follows from it."""
+        self._scaler.discard()
+        self._stepped.clear()
+
+    def change_policy(self, module: pl.LightningModule, policy: PrecisionPolicy) -> None:
+        """Go on under another policy, resolved and applied anew; scale and optimizers stay.
+
+        Raises:
+            PlanError: it does not fit the module.
+        """
+        self.policy = policy
+        self.convert_module(module)
 
     def _update_scale(self) -> None:
         if self._stepped:

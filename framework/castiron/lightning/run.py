@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import lightning.pytorch as pl
 
+from castiron.diagnostics import Finding, NumericIncident
+from castiron.health import tags
 from castiron.health.writer import EventWriter
 from castiron.lightning.averaging import AverageWeights
 from castiron.lightning.checkpoints import RunCheckpoints, load_weights, read_checkpoint
@@ -20,9 +23,13 @@ from castiron.lightning.opening import Opening
 from castiron.lightning.recorder import Recorder
 from castiron.lightning.stopping import GracefulStop, TrainingStopped
 from castiron.lightning.trainer import Trainer
+from castiron.policy import Plan
 from castiron.training.backend import Job, Outcome, Status
 from castiron.training.config import TrainerConfig
+from castiron.training.incident import Incident
+from castiron.training.incident_text import as_markdown
 from castiron.training.preparation import Prepared
+from castiron.training.run_directory import PLAN
 
 
 class TrainingRun:
@@ -59,7 +66,9 @@ class TrainingRun:
         recorder = Recorder(job.run, writer, job.reporter, every=config.log_every)
         stop = GracefulStop(checkpoints)
         reports = {split: data.report for split, data in self._prepared.datasets.items()}
-        guard = NumericGuard(origin=self._origin)
+        guard = NumericGuard(origin=self._origin, folder=job.run.path)
+        guard.on_incident.append(lambda *told: self._tell(writer, *told))
+        guard.on_promotion.append(self._promoted)
         recorder.held = lambda: guard.held
         callbacks: list[pl.Callback] = [Opening(job, reports, writer), guard, recorder]
         if config.ema is not None:
@@ -81,6 +90,7 @@ class TrainingRun:
         if "validation" in batches:
             validation = TorchLoader(batches["validation"], config.limit_validation)
         status: Status = "completed"
+        failure: NumericIncident | None = None
         started = time.perf_counter()
         try:
             with stop:
@@ -93,6 +103,9 @@ class TrainingRun:
                 )
         except TrainingStopped as stopped:
             status = stopped.reason
+        except NumericIncident as error:
+            checkpoints.write_last(trainer)  # nothing of the bad step is in it: training may go on from there
+            status, failure = "failed", error
         duration, steps, items = time.perf_counter() - started, trainer.global_step, module.items
         metrics = {}
         if recorder.train_loss is not None:
@@ -109,12 +122,28 @@ class TrainingRun:
             status=status,
             steps=steps,
             held_steps=guard.held,
+            incidents=len(guard.incidents),
             metrics=metrics,
             duration_s=duration,
             items_per_s=items / duration,
-            message=early.message if early else "",
+            message=failure.findings[0].sentence() if failure else early.message if early else "",
             checkpoint=found[0] if found else None,
+            findings=failure.findings if failure else (),
+            incident=failure.incident if failure else None,
+            incident_folder=failure.path if failure else None,
         )
+
+    def _tell(self, writer: EventWriter, incident: Incident, found: Finding, path: Path | None) -> None:
+        """An incident, for TensorBoard; and for the terminal, where training goes on."""
+        writer.text(tags.incident(), as_markdown(incident, path), incident.step)
+        writer.flush()
+        if incident.response != "raise":
+            self._job.reporter.findings([found])
+
+    def _promoted(self, plan: Plan) -> None:
+        """A layer computes in float32 from here on: the plan on record is the one in force."""
+        self._job.run.write_text(PLAN, plan.model_dump_json(indent=2) + "\n")
+        self._job.reporter.say(f"The plan is changed, as the response to an incident says: {plan.policy}")
 
     def _origin(self, row: int) -> str:
         """Where a training row stands: file and line."""

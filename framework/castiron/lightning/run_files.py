@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
+from castiron.diagnostics import Finding
+from castiron.health import tags
+from castiron.lightning.guard import NumericGuard, guard_of
 from castiron.lightning.logger import RunLogger
 from castiron.lightning.opening import write_precision
 from castiron.lightning.precision import PrecisionPlugin
 from castiron.torch.modules import describe
 from castiron.training.environment import describe_environment
+from castiron.training.incident import Incident
+from castiron.training.incident_text import as_markdown
 from castiron.training.run_directory import ENVIRONMENT, PLAN, SUMMARY
 
 
@@ -21,6 +27,7 @@ class RunFiles(pl.Callback):
     def __init__(self, logger: RunLogger) -> None:
         self._logger = logger
         self._started = 0.0
+        self._guard: NumericGuard | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         plugin = trainer.precision_plugin
@@ -32,6 +39,13 @@ class RunFiles(pl.Callback):
         run.write_text(PLAN, plugin.plan.model_dump_json(indent=2) + "\n")
         root = getattr(module, "precision_root", module)
         write_precision(self._logger.experiment, plugin.plan, describe(root), plugin.findings)
+        self._guard = guard_of(trainer)
+        if self._guard is not None:
+            self._guard.on_incident.append(self._write_incident)
+
+    def _write_incident(self, incident: Incident, found: Finding, path: Path | None) -> None:
+        self._logger.experiment.text(tags.incident(), as_markdown(incident, path), incident.step)
+        self._logger.experiment.flush()
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._summarize(trainer, "completed")
@@ -54,8 +68,8 @@ class RunFiles(pl.Callback):
             {
                 "status": status,
                 "steps": trainer.global_step,
-                "held_steps": 0,
-                "incidents": 0,
+                "held_steps": self._guard.held if self._guard else 0,
+                "incidents": len(self._guard.incidents) if self._guard else 0,
                 "metrics": metrics,
                 "policy": str(plugin.policy),
                 "duration_s": time.perf_counter() - self._started,

@@ -130,6 +130,10 @@ class Outcome:
     """The best checkpoint (the last, where nothing is monitored)."""
     findings: tuple[Finding, ...] = ()
     """What stopped it, for `failed`."""
+    incident: Incident | None = None
+    """The held step that stopped it."""
+    incident_folder: Path | None = None
+    """Its folder."""
 
     @property
     def exit_code(self) -> int:

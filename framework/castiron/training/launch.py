@@ -26,7 +26,8 @@ RUNS = Path("runs")
 CHANGEABLE = frozenset(
     {"max_epochs", "max_steps", "log_every", "checkpoint_every", "early_stopping", "threads"}
 )
-"""Settings of `trainer` that may change when a run is resumed; any other would make it another run."""
+"""Settings of `trainer` that may change when a run is resumed, beside all of `guard`; any other would make it
+another run."""
 
 
 def train(
@@ -164,7 +165,7 @@ def _same_run(before: RunConfig, loaded: LoadedConfig, run: RunDirectory) -> Non
             f"{run.name} takes everything from the run.",
         )
         for path, old, new in changed
-        if not (len(path) > 1 and path[0] == "trainer" and path[1] in CHANGEABLE)
+        if not (path[0] == "guard" or (len(path) > 1 and path[0] == "trainer" and path[1] in CHANGEABLE))
     ]  # fmt: skip
     if problems:
         raise ConfigError(problems)

@@ -215,7 +215,8 @@ class RunDirectory:
     def write_summary(self, outcome: Outcome, config: RunConfig) -> Path:
         """`summary.json`, from the outcome."""
         record = asdict(outcome)
-        del record["findings"]
+        del record["findings"], record["incident"]
+        record["incident_folder"] = str(outcome.incident_folder) if outcome.incident_folder else None
         record["checkpoint"] = str(outcome.checkpoint) if outcome.checkpoint else None
         record["policy"] = str(config.precision)
         record["recipe"], record["seed"] = config.recipe, config.seed

@@ -310,7 +310,7 @@ def phase_of(recorder: Recorder, call: Call) -> Phase:
         return "loss"
     if call.module is not None:
         return "forward"
-    return "loss" if all(m.end and m.end <= call.index for m in recorder.modules) else "forward"
+    return "loss" if all(m.end is not None and m.end <= call.index for m in recorder.modules) else "forward"
 
 
 def loop_index(recorder: Recorder, call: Call) -> int | None:

@@ -42,7 +42,7 @@ class ModuleCall:
 
     path: str
     first: int
-    end: int = 0
+    end: int | None = None
 
 
 class Recorder(TorchFunctionMode):
@@ -127,7 +127,7 @@ class Recorder(TorchFunctionMode):
         left = self._running.pop()
         if left.path is not None:
             for call in reversed(self.modules):
-                if call.path == left.path and not call.end:
+                if call.path == left.path and call.end is None:
                     call.end = len(self.tracker.calls)
                     break
 
