@@ -92,11 +92,11 @@ class Run:
         self.optimizers = self.optimize(fused)
         self.schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.9) for o in self.optimizers]
         self.schedules += [torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizers[0], 10)]  # type: ignore
-        self.average = WeightAverage(self.model, 0.5)
+        self.average, *more = self.average_of()
         self.outcomes = []
         with transaction(
             self.model, self.optimizers, policy,
-            schedulers=self.schedules, averages=[self.average], clip_norm=1.0, **arguments,
+            schedulers=self.schedules, averages=[self.average, *more], clip_norm=1.0, **arguments,
         ) as self.step:  # fmt: skip
             for batches in steps:
                 self.outcomes.append(self.step(self.losses(), *batches))
@@ -108,6 +108,9 @@ class Run:
 
     def optimize(self, fused: bool) -> list[torch.optim.Optimizer]:
         return [torch.optim.AdamW(self.model.parameters(), lr=1e-2, fused=fused)]
+
+    def average_of(self) -> list[WeightAverage]:
+        return [WeightAverage(self.model, 0.5)]
 
     def losses(self) -> Any:
         return self.model.loss
@@ -122,6 +125,15 @@ class Run:
             "random": torch.get_rng_state(),
             "metric": {} if error is None else {**error.metric_state, "n": error._update_count},
         }
+
+
+class Averaged(Run):
+    """With averages that treat buffers either way."""
+
+    def average_of(self) -> list[WeightAverage]:
+        self.averages = [WeightAverage(self.model, 0.5, buffers="copy")]
+        self.averages += [WeightAverage(self.model, 0.5, buffers="average")]
+        return self.averages
 
 
 class TwinRun(Run):
@@ -330,6 +342,15 @@ def test_the_interface_says_what_it_expects() -> None:
         transaction(model, optimizer, {"guard": {"response": "rollback"}}),
     ):
         pass
+
+
+@pytest.mark.parametrize("late", MODES)
+def test_an_average_takes_in_buffers_as_the_step_left_them(late: bool) -> None:
+    good = good_batches()
+    plain = Averaged([(b,) for b in good])
+    held = Averaged([*[(b,) for b in good], (broken(good[0]),)], HOLD, late=late)
+    for one, other in zip(plain.averages, held.averages, strict=True):
+        assert_same(one.state_dict(), other.state_dict())
 
 
 def test_a_late_verdict_is_asked_for_in_the_next_step() -> None:

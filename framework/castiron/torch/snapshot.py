@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class Snapshot:
     ) -> None:
         self._optimizers, self._schedules, self._whole = tuple(optimizers), tuple(schedules), whole
         kept = list(module.buffers())
+        self._buffers = len(kept)
         if whole:
             kept += list(module.parameters())
         self._tensors: list[Tensor] = kept
@@ -78,6 +80,19 @@ class Snapshot:
             [{k: v for k, v in g.items() if k != "params"} for g in o.param_groups] for o in self._optimizers
         ]
         self._schedule_states = [_shallow(s) for s in self._schedules]
+
+    @contextlib.contextmanager
+    def buffers_as_taken(self) -> Iterator[None]:
+        """Within it, buffers are as they were when they were taken; afterwards as they are now."""
+        with torch.no_grad():
+            now = [b.clone() for b in self._tensors[: self._buffers]]
+            for buffer, copy in zip(self._tensors[: self._buffers], self._copies, strict=False):
+                buffer.copy_(copy)
+            try:
+                yield
+            finally:
+                for buffer, value in zip(self._tensors[: self._buffers], now, strict=True):
+                    buffer.copy_(value)
 
     @torch.no_grad()
     def restore(self) -> None:

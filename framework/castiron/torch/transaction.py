@@ -410,7 +410,7 @@ class Transaction:
                 bad = _either(bad, self._guard.flag(COMPUTED), self._scaler.found_inf)
                 if self._pending is not None:
                     confirmed = False
-                    if not self._confirm():
+                    if not self._confirm(attempt.snapshots[0]):
                         return False
                     confirmed = True
                     attempt.snapshots[0].take_settings()  # the schedules have moved since
@@ -428,14 +428,21 @@ class Transaction:
         attempt.reading, self._pending = LateVerdict(bad), attempt
         return True
 
-    def _confirm(self) -> bool:
+    def _confirm(self, since: Snapshot | None = None) -> bool:
         """Read the verdict on the step before: commit it, or go back to before it and run it again, now with
-        all the names. False where it was bad: then what was computed since is void."""
+        all the names. False where it was bad: then what was computed since is void.
+
+        Args:
+            since: what was taken when it was over, where another forward pass has changed buffers since.
+        """
         pending, self._pending = self._pending, None
         assert pending is not None
         assert pending.reading is not None
         if not pending.reading.read():
-            self._commit(pending)
+            # Averages take buffers in as they were after that step.
+            averaging = since is not None and bool(self._averages)
+            with since.buffers_as_taken() if averaging and since else contextlib.nullcontext():
+                self._commit(pending)
             return True
         self._undo(pending)
         self._run(pending, suspected=True)
