@@ -166,6 +166,23 @@ def test_a_batch_that_is_no_data_cannot_be_replayed(tmp_path: Path) -> None:
     assert "Received torch._C.Generator at" in str(error.value)
 
 
+class Spread(nn.Parameter):
+    """Looks like a part of a tensor that several processes share."""
+
+    def to_local(self) -> None: ...
+
+
+def test_parameters_that_are_spread_over_processes_are_said_to_be_missing(tmp_path: Path) -> None:
+    model = net()
+    model[3].weight = Spread(model[3].weight.data)
+    folder = put(held(model), tmp_path)
+    with pytest.raises(CastironError) as error:
+        StoredStep(folder).put_parameters(net())
+    assert str(error.value).startswith(
+        "N515 The parameter '3.weight' was not stored: it is a tensor spread over several processes."
+    )
+
+
 def test_an_optimizer_of_other_parameters_is_not_taken(tmp_path: Path) -> None:
     model = net()
     step = held(model, optimizers=[torch.optim.SGD(model[0].parameters(), lr=0.1, momentum=0.9)])

@@ -145,6 +145,9 @@ class _Packer:
         return {kind.__name__: items}
 
     def _tensor(self, tensor: Tensor, path: str) -> Structure:
+        if hasattr(tensor, "to_local"):
+            # To gather it all processes would have to take part, and only one holds this step.
+            return {"left_out": "a tensor spread over several processes"}
         if tensor.layout in _SPARSE:
             return self._sparse(tensor, path)
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:

@@ -298,6 +298,8 @@ class StoredStep:
             here, there = own.get(name), stored.get(name)
             if isinstance(here, Tensor) and isinstance(there, Tensor) and here.shape == there.shape:
                 continue
+            if isinstance(there, LeftOut):
+                raise self.folder.not_replayable(f"The {kind} '{name}' was not stored: it is {there.type}.")
             expected, received = (
                 f"{kind} '{name}' {_shape(t)}" if isinstance(t, Tensor) else f"no {kind} '{name}'"
                 for t in (there, here)
