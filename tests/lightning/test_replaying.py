@@ -24,7 +24,8 @@ from castiron.torch.replay import ReplayStep, attribute
 from castiron.training import load_config
 from castiron.training.backend import Remedies, Replayed
 from castiron.training.incident import Attribution
-from castiron.training.incident_folder import IncidentFolder
+from castiron.training.incident_folder import IncidentFolder, listed_incidents
+from castiron.training.launch import train
 
 Held = Callable[..., Path]
 
@@ -180,6 +181,25 @@ def test_tensors_that_do_not_fit_their_index(held_step: Held) -> None:
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(CastironError, match=r"N513 .*the structure does not fit.*batch\.safetensors"):
         again(path)
+
+
+def test_the_incident_of_a_real_training_is_replayed_from_its_folder(tmp_path: Path) -> None:
+    """Far too high a learning rate, over two micro-batches a step."""
+    overrides = [
+        "data.batch_size=16", "model.embedding=4", "model.hidden=4", "model.text.max_vocabulary=50",
+        "trainer.limit_train=12", "trainer.accumulate=2", "trainer.threads=1", "trainer.max_epochs=1",
+        "trainer.clip_norm=null", "optimizer.lr=1e37", "precision=bf16-mixed",
+    ]  # fmt: skip
+    loaded = load_config("lstm-sentiment", overrides)
+    run, outcome = train(loaded, runs=tmp_path / "runs", name="x")
+    assert (outcome.status, outcome.incidents) == ("failed", 1)
+    (path,) = listed_incidents(run.incidents)
+    moved = Path(shutil.move(path, tmp_path / "moved"))
+    shutil.rmtree(tmp_path / "runs")
+    found = again(moved)
+    recorded = found.incident.model_dump()
+    assert found.replay.model_dump() == {name: recorded[name] for name in Attribution.model_fields}
+    assert found.replay.micro_batch is not None
 
 
 # --- modules that are no recipes --------------------------------------------------------------------------
