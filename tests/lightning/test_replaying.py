@@ -183,6 +183,25 @@ def test_tensors_that_do_not_fit_their_index(held_step: Held) -> None:
         again(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("scale", "large", "its 'scale' is no number"),
+        ("accumulate", [], "its 'accumulate' is no number"),
+        ("verdict", [1], "its 'verdict' is none"),
+        ("verdict", {"seen": {"loss": 3}}, "its 'verdict' is none"),
+        ("structures", [], "it says nothing of 'parameters.safetensors'"),
+    ],
+)
+def test_facts_that_are_none(name: str, value: Any, message: str, held_step: Held) -> None:
+    path = held_step(spoil=sure)
+    state = json.loads((path / "state.json").read_text())
+    state["facts"][name] = value
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CastironError, match=f"N513 .*{message}"):
+        again(path)
+
+
 def test_the_incident_of_a_real_training_is_replayed_from_its_folder(tmp_path: Path) -> None:
     """Far too high a learning rate, over two micro-batches a step."""
     overrides = [

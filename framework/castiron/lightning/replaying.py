@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -194,11 +195,11 @@ class _Replay:
 
     def _tried(self, tried: str, policy: PrecisionPolicy | None, device: str) -> Tried:
         with self._step(policy, device, []) as (step, stored):
-            clip = self._folder.facts.get("clip_norm")
+            clip = stored.number("clip_norm", math.inf)
 
             def before_update() -> None:
-                if clip is not None:
-                    clip_by_norm(step.root.parameters(), float(clip), torch.float32)
+                if clip < math.inf:
+                    clip_by_norm(step.root.parameters(), clip, torch.float32)
 
             update = self._folder.incident.phase == "optimizer" and bool(step.optimizers)
             if is_finite_step(step, before_update=before_update, update=update):
@@ -232,9 +233,9 @@ class _Replay:
             batches = stored.batches()
             if policy is not None:
                 batches = [cast_inputs(b, policy, made.schema) for b in batches]
-            scale = self._scale(policy)
+            scale = self._scale(policy, stored.number("scale", 1.0))
             mean_of = len(batches) if folder.facts.get("kind") == "loop" else 1
-            accumulate = int(folder.facts.get("accumulate", mean_of))
+            accumulate = int(stored.number("accumulate", mean_of))
 
             def run(batch: Any, i: int) -> Tensor | None:
                 with applied.forward_context(where.type) if applied else contextlib.nullcontext():
@@ -274,8 +275,12 @@ class _Replay:
             notes.append("The optimizer's state is not there, or does not fit: the optimizer starts anew.")
         return optimizers
 
-    def _scale(self, policy: PrecisionPolicy | None) -> float:
-        was = float(self._folder.facts.get("scale", 1.0))
+    def _scale(self, policy: PrecisionPolicy | None, was: float) -> float:
+        """The scale of the loss under a policy.
+
+        Args:
+            was: that of the step.
+        """
         if policy is None or self._policy is None:
             return was if policy is None else 1.0
         scaling = policy.scaling

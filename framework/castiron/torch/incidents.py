@@ -212,8 +212,23 @@ class StoredStep:
     def verdict(self) -> Verdict:
         """What the guard saw."""
         told = self.folder.facts.get("verdict", {})
-        seen = {what: tuple(names) for what, names in told.get("seen", {}).items()}
-        return Verdict(bool(told.get("bad", True)), seen, tuple(told.get("micro_batches", ())))
+        try:
+            seen = {str(what): tuple(map(str, names)) for what, names in told.get("seen", {}).items()}
+            return Verdict(bool(told.get("bad", True)), seen, tuple(map(int, told.get("micro_batches", ()))))
+        except (AttributeError, TypeError, ValueError):
+            raise self.folder.damaged("state.json", "its 'verdict' is none") from None
+
+    def number(self, name: str, default: float) -> float:
+        """A number among the facts.
+
+        Raises:
+            CastironError: it is none (N513).
+        """
+        value = self.folder.facts.get(name)
+        try:
+            return default if value is None else float(value)
+        except (TypeError, ValueError):
+            raise self.folder.damaged("state.json", f"its '{name}' is no number") from None
 
     def batches(self) -> list[Any]:
         """The micro-batches, on the device."""
