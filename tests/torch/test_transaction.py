@@ -259,6 +259,7 @@ def test_by_default_a_bad_step_ends_training(late: bool) -> None:
     run: list[Run] = []
     with pytest.raises(NumericIncident) as error:
         Run([(good[0],), (broken(good[1]),), (good[2],)], late=late, look=run.append)
+    assert [o.committed for o in run[0].outcomes] == ([True, False] if late else [True])
     assert error.value.exit_code == 1
     assert "the step after 1 committed ones is not finite, and was not applied" in str(error.value)
     assert_same(run[0].state(), Run([(good[0],)]).state())

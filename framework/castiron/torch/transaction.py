@@ -109,18 +109,13 @@ class _Turn:
 
 
 class StepOutcome:
-    """What became of a step."""
+    """What became of a step. To ask for more than the loss waits for the device where the verdict is late."""
 
     def __init__(self, settle: Callable[[], None]) -> None:
         self._settle = settle
-        self._committed: bool | None = None
-        self._verdict = Verdict(False)
+        self._result: _Result | None = None
         self.losses: tuple[Tensor, ...] = ()
         """One loss per optimizer in turn, detached, 0-dim, on the device: means over the micro-batches."""
-        self.skipped: str | None = None
-        """Why an expected overflow was held; None otherwise."""
-        self.finding: Finding | None = None
-        """What is to blame where the step was held for more than that."""
 
     @property
     def loss(self) -> Tensor:
@@ -129,17 +124,37 @@ class StepOutcome:
 
     @property
     def committed(self) -> bool:
-        """Whether the step was applied. To ask waits for the device where the verdict comes late."""
-        if self._committed is None:
-            self._settle()
-        return bool(self._committed)
+        """Whether the step was applied."""
+        return self._known().committed
 
     @property
     def verdict(self) -> Verdict:
-        """What the guard saw. To ask waits as `committed` does."""
-        if self._committed is None:
+        """What the guard saw."""
+        return self._known().verdict
+
+    @property
+    def skipped(self) -> str | None:
+        """Why an expected overflow was held; None otherwise."""
+        return self._known().skipped
+
+    @property
+    def finding(self) -> Finding | None:
+        """What is to blame where the step was held for more than that."""
+        return self._known().finding
+
+    def _known(self) -> _Result:
+        if self._result is None:
             self._settle()
-        return self._verdict
+        assert self._result is not None
+        return self._result
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    committed: bool
+    verdict: Verdict
+    skipped: str | None = None
+    finding: Finding | None = None
 
 
 class _Attempt:
@@ -252,6 +267,7 @@ class Transaction:
         pending, self._pending = self._pending, None
         if pending is not None and pending.reading is not None:
             if pending.reading.read():
+                pending.outcome._result = _Result(False, Verdict(True))
                 self._undo(pending)
             else:
                 self._commit(pending)
@@ -319,7 +335,7 @@ class Transaction:
 
     def _commit(self, attempt: _Attempt) -> None:
         self.committed += 1
-        attempt.outcome._committed = True
+        attempt.outcome._result = _Result(True, Verdict(False))
         for schedule in self._schedulers:
             schedule.step()
         for average in self._averages:
@@ -330,8 +346,6 @@ class Transaction:
 
     def _hold(self, attempt: _Attempt, number: int, verdict: Verdict) -> None:
         """Nothing of the step stays; then the policy's response."""
-        outcome = attempt.outcome
-        outcome._committed, outcome._verdict = False, verdict
         scale = self._scaler.get_scale()
         expected = is_expected(verdict, self._scaler)
         if verdict.gradients_only:
@@ -342,9 +356,11 @@ class Transaction:
         self._drop_gradients()
         if expected:
             self.overflows += 1
-            outcome.skipped = f"gradients overflowed under a loss scale of {scale:g}"
+            reason = f"gradients overflowed under a loss scale of {scale:g}"
+            attempt.outcome._result = _Result(False, verdict, skipped=reason)
             attempt.snapshots[0].restore()
             return
+        attempt.outcome._result = _Result(False, verdict)  # known also where the response is to raise
         turn, snapshot = attempt.turns[number], attempt.snapshots[number]
         snapshot.restore()
         replay = ReplayStep(
@@ -358,11 +374,12 @@ class Transaction:
             policy=str(self._policy),
         )
         try:
-            outcome.finding = self._responses.respond(replay, self.committed, found)
+            blame = self._responses.respond(replay, self.committed, found)
         finally:
             self._drop_gradients()
             attempt.snapshots[0].restore()
-        self.findings.append(outcome.finding)
+        self.findings.append(blame)
+        attempt.outcome._result = _Result(False, verdict, finding=blame)
 
     def _again(self, turn: _Turn, batch: Any, factor: float) -> Tensor:
         with self._precision.forward_context():
