@@ -18,6 +18,7 @@ from castiron.diagnostics.catalogue import (
     data,
     flow,
     hardware,
+    health,
     layers,
     numerics,
     scaling,
@@ -32,7 +33,7 @@ every_rule = pytest.mark.parametrize("of", list(RULES.values()), ids=lambda r: r
 
 
 def test_codes_and_names_are_unique() -> None:
-    listed = [r for module in HOMES.values() for r in module.RULES]
+    listed = [r for module in (*HOMES.values(), health) for r in module.RULES]
     assert [c for c, n in Counter(r.code for r in listed).items() if n > 1] == []
     assert [c for c, n in Counter(r.name for r in listed).items() if n > 1] == []
     assert len(listed) == len(RULES)
@@ -41,6 +42,7 @@ def test_codes_and_names_are_unique() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_has_its_file(family: str) -> None:
     assert all(r.code.startswith(family) for r in HOMES[family].RULES)
+    assert all(r.code.startswith("N5") for r in health.RULES)
 
 
 @every_rule

@@ -6,7 +6,17 @@ import difflib
 from typing import Any
 
 from castiron.diagnostics.finding import Finding, Place, Severity
-from castiron.diagnostics.rules import checkpoints, config, data, flow, hardware, layers, numerics, scaling
+from castiron.diagnostics.rules import (
+    checkpoints,
+    config,
+    data,
+    flow,
+    hardware,
+    health,
+    layers,
+    numerics,
+    scaling,
+)
 from castiron.diagnostics.rules.rule import Rule
 
 FAMILIES: dict[str, str] = {
@@ -22,7 +32,7 @@ FAMILIES: dict[str, str] = {
 
 RULES: dict[str, Rule] = {
     rule.code: rule
-    for module in (data, layers, flow, scaling, numerics, checkpoints, hardware, config)
+    for module in (data, layers, flow, scaling, numerics, health, checkpoints, hardware, config)
     for rule in module.RULES
 }
 

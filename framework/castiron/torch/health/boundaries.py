@@ -1,0 +1,258 @@
+"""What layers hand on, and the gradient of it, seen by hooks that do nothing between measured steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.hooks import RemovableHandle
+
+from castiron.health.snapshot import BackwardCast
+from castiron.torch.dtypes import NARROW, dtype_name
+from castiron.torch.health.measure import Batch
+from castiron.torch.modules import RECURRENT, family
+
+_PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
+"""Layers that compute nothing: what they hand on is what the layer before them did."""
+_STEPS = 1024
+"""Calls of one layer in one forward pass whose level is kept."""
+_NODES = 20_000
+"""Nodes of a backward graph that are looked at for casts."""
+
+
+class Boundaries:
+    """Hooks on the layers of a model, there from the start: a compiled model never calls later ones.
+
+    In a compiled graph the hooks are not there at all; a measured step runs its forward pass uncompiled.
+
+    Args:
+        model: every layer without children is watched, and recurrent and attention layers whole.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.active = False
+        self._batch: Batch | None = None
+        self._calls: dict[str, int] = {}
+        self._levels: dict[str, list[Tensor]] = {}
+        self._dead: dict[str, Tensor] = {}
+        self._recurrent = {n: m for n, m in _layers(model) if isinstance(m, RECURRENT)}
+        self._handles: list[RemovableHandle] = [
+            module.register_forward_hook(_Seen(self, name)) for name, module in _layers(model)
+        ]
+
+    def begin(self, batch: Batch) -> None:
+        """What layers hand on from here on is measured into `batch`."""
+        self.active, self._batch = True, batch
+        self._calls, self._levels, self._dead = {}, {}, {}
+
+    def end(self) -> None:
+        """What layers hand on from here on is not measured; gradients of what they did hand on still are."""
+        self.active = False
+
+    def take_levels(self) -> dict[str, tuple[float, ...]]:
+        """Root mean square by time step, of recurrent layers and of layers that were called several times.
+        Waits for the device."""
+        found: dict[str, tuple[float, ...]] = {}
+        for name, levels in self._levels.items():
+            stacked = torch.cat([level.reshape(-1) for level in levels]).float().cpu()
+            if stacked.numel() > 1:
+                found[name] = tuple(stacked.tolist())
+        self._levels = {}
+        return found
+
+    def take_dead(self) -> dict[str, tuple[int, int]]:
+        """Dead units and units, of layers that have dead ones or could. Waits for the device."""
+        dead, self._dead = self._dead, {}
+        return {name: (int(units.sum()), units.numel()) for name, units in dead.items()}
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    @torch.no_grad()
+    def see(self, name: str, module: nn.Module, output: Any) -> None:
+        """A layer hands this on."""
+        calls = self._calls[name] = self._calls.get(name, 0) + 1
+        tensors = [(i, t) for i, t in _floats(output) if t.numel() and not t.is_sparse]
+        if not tensors:
+            return
+        main = tensors[0][1]
+        if name in self._recurrent:
+            self._see_state(name, module, output)
+        elif calls <= _STEPS:
+            self._levels.setdefault(name, []).append(_rms(main).reshape(1))
+        if calls > 4 and calls & (calls - 1):
+            return  # of many calls: the first four, then the 8th, 16th, …
+        if isinstance(module, nn.ReLU | nn.ReLU6 | nn.Threshold):
+            axis = 1 if main.dim() > 3 else -1
+            silent = (main == 0).transpose(axis, -1).reshape(-1, main.shape[axis]).all(0)
+            self._dead[name] = silent if name not in self._dead else self._dead[name] & silent
+        assert self._batch is not None
+        for index, tensor in tensors:
+            label = name if index == 0 else f"{name}[{index}]"
+            self._batch.add(("activations", label), [tensor])
+            if tensor.requires_grad:
+                tensor.register_hook(_Gradient(self._batch, label))
+
+    def _see_state(self, name: str, module: Any, output: Any) -> None:
+        if not isinstance(module, nn.RNNBase):  # a cell: one time step a call
+            state = output[-1] if isinstance(output, tuple) else output
+            self._levels.setdefault(name, []).append(_rms(state).reshape(1))
+            return
+        sequence = output[0]
+        if isinstance(sequence, PackedSequence):
+            sizes = sequence.batch_sizes.to(sequence.data.device)
+            levels = _packed_levels(sequence.data, sizes)
+        else:
+            x = sequence.detach()
+            time = 0 if x.dim() == 2 else int(module.batch_first)
+            x = x.movedim(time, 0).reshape(x.shape[time], -1, x.shape[-1])  # [T, B, H]
+            if module.bidirectional:
+                x = x[..., : x.shape[-1] // 2]
+            levels = x.float().square().mean((1, 2)).sqrt()
+        self._levels[name] = [levels]
+
+
+class _Seen:
+    """The forward hook of one layer: a class, so that a model with it can be copied and pickled."""
+
+    def __init__(self, boundaries: Boundaries, name: str) -> None:
+        self._boundaries, self._name = boundaries, name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if self._boundaries.active:
+            self._boundaries.see(self._name, module, output)
+
+    def __deepcopy__(self, memo: Any) -> _Nothing:
+        return _Nothing()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Nothing, ()
+
+
+class _Nothing:
+    """What stands in a copied model for the hook: the copy is not measured."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        pass
+
+
+class _Gradient:
+    """The hook of one tensor that a layer handed on."""
+
+    def __init__(self, batch: Batch, label: str) -> None:
+        self._batch, self._label = batch, label
+
+    def __call__(self, gradient: Tensor) -> None:
+        self._batch.add(("activation gradients", self._label), [gradient])
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        children = [(n, c) for n, c in module.named_children() if c is not None]
+        if not children or isinstance(module, RECURRENT) or family(module) == "attention":
+            if not isinstance(module, _PASSING):
+                yield name, module
+            return
+        for n, child in children:
+            yield from walk(f"{name}.{n}" if name else n, child)
+
+    seen: set[int] = set()
+    for name, module in walk("", model):
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield name, module
+
+
+def _floats(output: Any) -> list[tuple[int, Tensor]]:
+    """The floating-point tensors of an output, numbered in the order in which they stand."""
+    found: list[Tensor] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            if value.is_floating_point():
+                found.append(value)
+        elif isinstance(value, PackedSequence):
+            visit(value.data)
+        elif isinstance(value, tuple | list):
+            for item in value:
+                visit(item)
+        elif isinstance(value, dict):
+            for item in value.values():
+                visit(item)
+
+    visit(output)
+    return list(enumerate(found))
+
+
+def _rms(x: Tensor) -> Tensor:
+    size: float = max(x.numel(), 1) ** 0.5
+    found: Tensor = torch.linalg.vector_norm(x.detach(), dtype=torch.float32) / size
+    return found
+
+
+def _packed_levels(data: Tensor, sizes: Tensor) -> Tensor:
+    """Root mean square by time step of packed rows: data [N, H], sizes [T] → [T]."""
+    squares = data.detach().float().square().mean(1)
+    time = torch.repeat_interleave(torch.arange(len(sizes), device=data.device), sizes)
+    total = torch.zeros(len(sizes), device=data.device).index_add_(0, time, squares)
+    return (total / sizes).sqrt()
+
+
+# --- casts on the way back ------------------------------------------------------------------------------
+
+
+class CastWatch:
+    """Sees what the gradient of the loss loses where it goes from a wide format to float16.
+
+    Below such a cast nothing of what underflowed is left to measure: a gradient that is zero looks as one
+    that was never there.
+    """
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[str, Batch]] = []
+        self._handles: list[RemovableHandle] = []
+
+    def see_loss(self, loss: Tensor) -> None:
+        """The loss as it will be called `backward` on. Walks its graph; a no-op where nothing is narrow."""
+        todo = [loss.grad_fn]
+        known: set[Any] = set()
+        while todo and len(known) < _NODES:
+            node = todo.pop()
+            if node is None or node in known:
+                continue
+            known.add(node)
+            if node.name().startswith("ToCopyBackward"):
+                self._handles.append(node.register_hook(self._cast))
+            todo += [n for n, _ in node.next_functions]
+
+    def _cast(self, below: tuple[Tensor, ...], above: tuple[Tensor, ...]) -> None:
+        """A cast on the way back: gradients `above` it (of what the forward cast made), `below` it."""
+        wide, narrow = above[0], below[0]
+        if wide is None or narrow is None or narrow.dtype not in NARROW or wide.dtype in NARROW:
+            return
+        batch = Batch()
+        batch.add("wide", [wide])
+        batch.add("narrow", [narrow])
+        self._batches.append((dtype_name(narrow.dtype), batch))
+
+    def take(self) -> tuple[BackwardCast, ...]:
+        """The casts seen so far. Waits for the device."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        found: list[BackwardCast] = []
+        for name, batch in self._batches:
+            measured = batch.take()
+            if "wide" in measured and "narrow" in measured:
+                wide, narrow = measured["wide"], measured["narrow"]
+                lost = max(wide.live - narrow.live - narrow.non_finite, 0)
+                found.append(BackwardCast(name, wide.live, lost, wide.largest, wide.quantile(0.01)))
+        self._batches = []
+        return tuple(found)

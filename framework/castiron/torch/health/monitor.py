@@ -1,0 +1,231 @@
+"""Numerical health of a training, every so many steps: for a bare loop, and what Lightning's callback
+uses."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from castiron.diagnostics import Finding
+from castiron.health.advice import Advisor
+from castiron.health.snapshot import ScaleHealth, Snapshot
+from castiron.health.statistics import WHAT_IF
+from castiron.policy import PrecisionPolicy
+from castiron.torch.health.boundaries import Boundaries, CastWatch
+from castiron.torch.health.measure import Batch
+from castiron.torch.health.steps import StepWatch, state_of
+
+
+class HealthMonitor:
+    """Measures a training at every n-th step, and says what is wrong before it breaks.
+
+    Make it before the model is compiled and before the first step. Between measured steps it costs a
+    comparison; what it keeps grows with the number of layers, not of parameters.
+
+    Example:
+        >>> health = HealthMonitor(model, optimizer, policy)
+        >>> for batch in batches:
+        ...     with health.step() as measured:
+        ...         loss = loss_function(model(batch.x), batch.y)
+        ...         measured.see_loss(loss)
+        ...         loss.backward()
+        ...         measured.before_update()  # gradients unscaled, not yet clipped
+        ...         optimizer.step()
+        ...     for finding in health.news():
+        ...         print(finding)
+
+    Args:
+        model: whose layers are watched, under the names they have in it.
+        optimizers: whose state and updates are looked at.
+        policy: its `health` section says how often; its scaling and updates, what advice is about.
+        what_if_every: at every so many measurements, what other formats would make of the values is
+            measured too.
+        on_snapshot: called with every `castiron.health.snapshot.Snapshot`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Optimizer | Iterable[Optimizer],
+        policy: PrecisionPolicy | str = "float32",
+        *,
+        what_if_every: int = 20,
+        on_snapshot: Callable[[Snapshot], None] | None = None,
+    ) -> None:
+        self.policy = PrecisionPolicy.model_validate(policy)
+        self._model = model
+        self._optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
+        self._on_snapshot = on_snapshot
+        self._what_if_every = what_if_every
+        self._full = False
+        self._attempts = 0
+        self._boundaries = Boundaries(model)
+        self._casts = CastWatch()
+        self._steps = StepWatch(model, self._optimizers)
+        self._advisor = Advisor(self.policy)
+        self._batch = Batch()
+        self._stance: contextlib.ExitStack = contextlib.ExitStack()
+        self._count = 0
+        self._measured = 0
+        self._scaling = ScaleHealth("none")
+        self._held = 0
+        self._findings: list[Finding] = []
+        self._updating = False
+        self.active = False
+        """Whether the step at hand is measured."""
+        self.last: Snapshot | None = None
+        """The latest snapshot."""
+        self._parameters: dict[str, list[tuple[str, nn.Parameter]]] = {}
+        for name, p in model.named_parameters():
+            self._parameters.setdefault(name.rpartition(".")[0], []).append((name, p))
+
+    # --- a step ----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def step(self, number: int | None = None) -> Generator[HealthMonitor, None, None]:
+        """One training step. `number` counts the steps before it; by default they are counted here."""
+        self.begin(self._count if number is None else number)
+        try:
+            yield self
+        except BaseException:
+            self.discard()
+            raise
+        self.end()
+
+    def begin(self, number: int) -> None:
+        """A step begins; `number` steps were committed before it. Measured are the first, and every n-th."""
+        self._count = number
+        self._attempts += 1
+        self.active = number % self.policy.health.every == 0
+        if not self.active:
+            return
+        full = self._measured % self._what_if_every == 0
+        self._batch = Batch(WHAT_IF if full else ())
+        self._full = full
+        self._boundaries.begin(self._batch)
+        self._stance = contextlib.ExitStack()
+        if "torch._dynamo" in sys.modules:  # else nothing was compiled: asking would load it, in a second
+            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+
+    def see_loss(self, loss: Tensor) -> None:
+        """The forward pass is over; `backward` will be called on this loss (scaled, if it is)."""
+        if self.active and self._boundaries.active:
+            self._boundaries.end()
+            self._stance.close()
+            if self.policy.compute == "float16" or self._narrow():
+                self._casts.see_loss(loss)
+
+    def before_update(self, scaling: ScaleHealth | None = None) -> None:
+        """Gradients are complete and unscaled; no optimizer has stepped."""
+        if scaling is not None:
+            self._scaling = scaling
+        if not self.active or self._updating:
+            return
+        self._close_forward()
+        self._updating = True
+        for layer, parameters in self._parameters.items():
+            gradients = [p.grad for _, p in parameters if p.grad is not None]
+            for_each = _by_dtype(gradients)
+            if for_each:
+                self._batch.add(("gradients", layer), for_each)
+        self._steps.before()
+
+    def end(self, *, held: int | None = None) -> Snapshot | None:
+        """The step was committed. → its snapshot, where it was measured. Waits for the device."""
+        self._count += 1
+        if held is not None:
+            self._held = held
+        if not self.active:
+            return None
+        self._close_forward()
+        updates, moments, changes = self._steps.after() if self._updating else ({}, {}, {})
+        for layer, parameters in self._parameters.items():
+            self._batch.add(("parameters", layer), _by_dtype([p for _, p in parameters]))
+            for kind, key in (("first moments", "exp_avg"), ("second moments", "exp_avg_sq")):
+                self._batch.add((kind, layer), self._state(parameters, key))
+            if layer in changes:
+                self._batch.add(("updates", layer), [changes[layer]])
+        snapshot = Snapshot(
+            step=self._count,
+            groups=self._batch.take(),
+            updates=updates,
+            moments=moments,
+            levels=self._boundaries.take_levels(),
+            dead=self._boundaries.take_dead(),
+            casts=self._casts.take(),
+            scaling=self._scaling,
+            held=self._held,
+            full=self._full,
+        )
+        self.active = self._updating = False
+        self._measured += 1
+        self.last = snapshot
+        self._findings += self._advisor.look(snapshot)
+        self._look_at_scale()
+        if self._on_snapshot is not None:
+            self._on_snapshot(snapshot)
+        return snapshot
+
+    def discard(self, *, held: int | None = None, scaling: ScaleHealth | None = None) -> None:
+        """The step was held, or raised: nothing of it is looked at but the loss scale."""
+        if held is not None:
+            self._held = held
+        if scaling is not None:
+            self._scaling = scaling
+        if self.active:
+            self._look_at_scale()
+            self._close_forward()
+            self._steps.discard()
+            self._casts.take()
+            self._batch.take()
+            self._boundaries.take_levels()
+            self._boundaries.take_dead()
+            self.active = self._updating = False
+
+    def news(self) -> list[Finding]:
+        """What there is to say since the last call."""
+        found, self._findings = self._findings, []
+        return found
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        self.discard()
+        self._boundaries.remove()
+
+    # --- details ---------------------------------------------------------------------------------------
+
+    def _look_at_scale(self) -> None:
+        self._findings += self._advisor.look_at_scale(self._count, self._attempts, self._scaling)
+
+    def _close_forward(self) -> None:
+        self._boundaries.end()
+        self._stance.close()
+
+    def _narrow(self) -> bool:
+        return any(rule.compute == "float16" for rule in self.policy.layers.values()) or (
+            self.policy.param == "float16"
+        )
+
+    def _state(self, parameters: list[tuple[str, nn.Parameter]], key: str) -> list[Tensor]:
+        found: list[Tensor] = []
+        for _, parameter in parameters:
+            for optimizer in self._optimizers:
+                state: dict[str, Any] = state_of(optimizer, parameter)
+                if isinstance(state.get(key), Tensor):
+                    found.append(state[key])
+        return _by_dtype(found)
+
+
+def _by_dtype(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors of the format that most elements have: a group is of one format."""
+    formats: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            formats.setdefault(tensor.dtype, []).append(tensor)
+    return max(formats.values(), key=lambda ts: sum(t.numel() for t in ts), default=[])
