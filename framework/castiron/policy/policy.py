@@ -34,6 +34,15 @@ from castiron.policy.short_form import format_short_form, parse_short_form
 ROLES = ("param", "compute", "output", "accumulate", "state", "loss", "buffers")
 
 
+_LATER: dict[str, tuple[str, ...]] = {
+    "guard": ("rollback", "lower_lr", "promote"),
+    "health": ("what_if",),
+    "enforce": ("severity", "every"),
+}
+"""Settings that came after the first version, by section. They count in the hash where they are set to
+something else than their default, so that saved plans and manifests keep theirs."""
+
+
 class PrecisionPolicy(Section):
     """Which number format each role of a training run uses, and what is enforced. Immutable and hashable.
 
@@ -181,11 +190,11 @@ class PrecisionPolicy(Section):
     def hash(self) -> str:
         """16 hexadecimal digits of what is declared: equal on every machine and Python version."""
         declared = self.canonical()
-        # Settings that came later count where they are set: saved plans and manifests keep their hash.
-        defaults = GuardSection().model_dump(mode="json")
-        for key in ("rollback", "lower_lr", "promote"):
-            if declared["guard"][key] == defaults[key]:
-                del declared["guard"][key]
+        defaults = PrecisionPolicy().canonical()
+        for section, keys in _LATER.items():
+            for key in keys:
+                if declared[section].get(key) == defaults[section].get(key):
+                    declared[section].pop(key, None)
         text = json.dumps(declared, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
