@@ -281,3 +281,7 @@ class EnforceSection(Section):
     """Codes or families that are not reported."""
     per_module: dict[str, tuple[str, ...]] = {}
     """Codes not reported for the modules that a glob matches."""
+    severity: dict[str, Literal["error", "warning", "info"]] = {}
+    """Codes or families whose findings count otherwise than the catalogue says."""
+    every: PositiveInt | None = 200
+    """After warm-up, look at one step in so many; null: only before the first step."""

@@ -1,0 +1,281 @@
+"""One step of a model, traced: forward, loss and backward, without computing where that can be."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+from castiron.policy import Plan
+from castiron.torch.audit.fakes import fake_batch, fake_mode, fake_model, real_model
+from castiron.torch.audit.recorder import Recorder
+from castiron.torch.audit.records import Origin, Trace
+from castiron.torch.precision import Precision, apply
+from castiron.torch.trees import map_tensors
+
+Loss = Callable[[Any, Any], Tensor]
+
+NEEDS_NUMBERS: tuple[type[BaseException], ...] = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+"""Errors that say: this cannot be traced without numbers."""
+
+_ROWS = 4
+"""Rows of the batch that a real step is run on."""
+
+
+class Step:
+    """What is traced: how a model is called, and what its loss is.
+
+    Args:
+        model: the model, or a module with a `training_step` (a LightningModule).
+        batch: an argument, a tuple of arguments, or a mapping of arguments by name.
+        loss: of outputs and batch; None where the model gives its loss itself, or has none.
+        root: path of the submodule that the plan is about, within `model`.
+        call: how the model is called with the batch; by default by what the batch is.
+    """
+
+    def __init__(
+        self, model: nn.Module, batch: Any, loss: Loss | None = None, *, root: str = "",
+        call: Callable[[nn.Module, Any], Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.batch, self.loss, self.root = model, batch, loss, root
+        self._call = call
+
+    @property
+    def has_loss(self) -> bool:
+        return self.loss is not None or self.is_lightning
+
+    @property
+    def is_lightning(self) -> bool:
+        """Whether the model says itself what a training step is."""
+        return callable(getattr(self.model, "training_step", None))
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        if self._call is not None:
+            return self._call(model, batch)
+        if isinstance(batch, Mapping):
+            return model(**batch) if takes_names(model, batch) else model(batch)
+        if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
+            return model(*batch)
+        return model(batch)
+
+
+def takes_names(model: nn.Module, batch: Mapping[Any, Any]) -> bool:
+    """Whether a forward has a parameter for every key of a batch."""
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return True
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return True
+    return all(key in parameters for key in batch)
+
+
+def trace(step: Step, plan: Plan, *, device: torch.device, as_is: bool = False) -> tuple[Trace, nn.Module]:
+    """Trace one step on fake tensors; where that needs numbers, one real step on a few rows.
+
+    The model, the process's random numbers and its gradients are left as they are.
+
+    Args:
+        as_is: without the plan's hooks and contexts: what runs where castiron is not there.
+
+    Returns:
+        What ran, and the copy that it ran on.
+    """
+    fake = _Run(step, plan, device, as_is, real=False)
+    traced = fake.run()
+    if traced.failure is None or not _worth_a_real_step(traced.failure.error, step):
+        return traced, fake.model
+    real = _Run(step, plan, device, as_is, real=True)
+    again = real.run()
+    return again, real.model
+
+
+def _worth_a_real_step(error: BaseException, step: Step) -> bool:
+    tensors = [*step.model.parameters(), *step.model.buffers(), *_leaves(step.batch)]
+    return not any(t.device.type == "meta" or isinstance(t, FakeTensor) for t in tensors)
+
+
+class _Run:
+    def __init__(self, step: Step, plan: Plan, device: torch.device, as_is: bool, *, real: bool) -> None:
+        self.step, self.plan, self.device, self.as_is, self.real = step, plan, device, as_is, real
+        self.mode = None if real else fake_mode()
+        batch = step.batch
+        self.batch_size = batch_size(batch)
+        self.maxima = {id(t): _maximum(t) for t in _leaves(batch)}
+        prefix = f"{step.root}." if step.root else ""
+        formats = {} if as_is else {prefix + k: v for k, v in (plan.parameters() | plan.buffers()).items()}
+        if self.mode is None:
+            self.model = real_model(step.model)
+            self.batch = map_tensors(self._few, batch)
+        else:
+            self.model = fake_model(step.model, self.mode, device, formats)
+            self.batch = fake_batch(batch, self.mode, device)
+        self.names = list(zip(_leaves(self.batch), _leaf_names(batch), _leaves(batch), strict=True))
+        self.root = self.model.get_submodule(step.root) if step.root else self.model
+
+    def run(self) -> Trace:
+        paths: dict[nn.Module, str] = {}
+        for path, module in self.root.named_modules(remove_duplicate=False):
+            paths.setdefault(module, path)
+        recorder = Recorder(paths, self.device.type, keep=not self.real)
+        recorder.trace.kind = "real" if self.real else "fake"
+        recorder.trace.batch_size = self.batch_size if not self.real else batch_size(self.batch)
+        recorder.trace.has_loss = self.step.has_loss
+        precision = None if self.as_is else apply(self.root, self.plan)
+        self.model.train()
+        self._declare(recorder)
+        hooks = self._watch_outputs(recorder)
+        try:
+            with contextlib.suppress(Exception), self._surroundings(), recorder.recording():
+                self._step(recorder, precision)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return recorder.trace
+
+    def _step(self, recorder: Recorder, precision: Precision | None) -> None:
+        device_type = self.device.type
+        forward = precision.forward_context(device_type) if precision else contextlib.nullcontext()
+        backward = precision.backward_context(device_type) if precision else contextlib.nullcontext()
+        step = self.step
+        with torch.enable_grad():
+            with forward:
+                if step.is_lightning:
+                    loss = _loss_of(self.model.training_step(self.batch, 0))  # type: ignore[operator]
+                else:
+                    outputs = step.forward(self.model, self.batch)
+                    recorder.trace.results = tuple(recorder.value(t) for t in _leaves(outputs))
+                    recorder.phase = "loss"
+                    loss = step.loss(outputs, self.batch) if step.loss is not None else _loss_of(outputs)
+            if loss is not None and (step.has_loss or _gives_loss(loss)):
+                recorder.trace.loss = recorder.value(loss)
+                recorder.trace.has_loss = True
+            recorder.phase = "backward"
+            if loss is None:
+                with torch._C.DisableTorchFunction():
+                    loss = _stand_in(outputs)
+            if loss is not None and loss.requires_grad:
+                with backward:
+                    loss.backward()  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def _surroundings(self) -> Iterator[None]:
+        devices = [self.device] if self.device.type == "cuda" and self.real else []
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            stack.enter_context(torch.random.fork_rng(devices))
+            if self.mode is not None:
+                stack.enter_context(self.mode)
+            yield
+
+    def _declare(self, recorder: Recorder) -> None:
+        for name, tensor in self.model.named_parameters(remove_duplicate=False):
+            recorder.declare(tensor, Origin("parameter", name))
+        for name, tensor in self.model.named_buffers(remove_duplicate=False):
+            recorder.declare(tensor, Origin("buffer", name))
+        for path, module in self.model.named_modules():
+            for key, held in vars(module).items():
+                if isinstance(held, Tensor):
+                    recorder.declare(held, Origin("attribute", f"{path}.{key}" if path else key))
+        for tensor, name, original in self.names:
+            recorder.declare(tensor, Origin("batch", name, self.maxima.get(id(original))))
+
+    def _watch_outputs(self, recorder: Recorder) -> list[Any]:
+        """Hooks that run after castiron's own, so that they see what is really handed on."""
+        hooks = []
+        seen: set[nn.Module] = set()
+        modules = dict(self.root.named_modules(remove_duplicate=False))
+        for row in self.plan.rows:
+            module = modules.get(row.path)
+            if module is None or module in seen or not (row.is_layer or row.path == ""):
+                continue
+            seen.add(module)
+            hooks.append(
+                module.register_forward_hook(
+                    lambda m, args, output, path=row.path: recorder.left(path, output)  # type: ignore[misc]
+                )
+            )
+        return hooks
+
+    def _few(self, tensor: Tensor) -> Tensor:
+        size = self.batch_size
+        if size is None or tensor.dim() == 0 or tensor.shape[0] != size:
+            return tensor
+        return tensor[: min(size, _ROWS)]
+
+
+def batch_size(batch: Any) -> int | None:
+    """Length of the first axis of every tensor of the batch; None where they differ."""
+    sizes = {t.shape[0] for t in _leaves(batch) if t.dim() > 0}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def look(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(look, tree)
+    return found
+
+
+def _leaf_names(tree: Any, name: str = "") -> list[str]:
+    """What each tensor of a batch is called, in the order of `_leaves`."""
+    if isinstance(tree, Tensor):
+        return [name]
+    if isinstance(tree, Mapping):
+        return [n for key, item in tree.items() for n in _leaf_names(item, f"{name}[{key!r}]")]
+    if isinstance(tree, (tuple, list)) and not hasattr(tree, "batch_sizes"):
+        keys = getattr(tree, "_fields", range(len(tree)))
+        return [n for key, item in zip(keys, tree, strict=True) for n in _leaf_names(item, f"{name}[{key}]")]
+    return [name] * len(_leaves(tree))
+
+
+def _maximum(tensor: Tensor) -> float | None:
+    """Largest magnitude of integers; None of floats, and of tensors without numbers."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool:
+        return None
+    if tensor.device.type == "meta" or isinstance(tensor, FakeTensor) or tensor.numel() == 0:
+        return None
+    low, high = tensor.aminmax()
+    return float(max(abs(int(low)), abs(int(high))))
+
+
+def _loss_of(outputs: Any) -> Tensor | None:
+    """The loss in what a training step or a model gives: a scalar, or what is called `loss`."""
+    if isinstance(outputs, Tensor):
+        return outputs if outputs.dim() == 0 and outputs.is_floating_point() else None
+    found = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _gives_loss(loss: Tensor) -> bool:
+    return loss.dim() == 0
+
+
+def _stand_in(outputs: Any) -> Tensor | None:
+    """Something to run backward from where there is no loss. It is no part of the audit."""
+    parts = [t for t in _leaves(outputs) if t.is_floating_point() and t.requires_grad]
+    if not parts:
+        return None
+    return torch.stack([p.sum().to(torch.float32) for p in parts]).sum()
