@@ -255,7 +255,7 @@ class HugeGradient(torch.autograd.Function):
     "A custom autograd function gives an infinite gradient, and Adam would keep it for good",
     "One infinite gradient makes the weight NaN and both moments infinite for ever.",
     policies=("float32", "bf16-mixed"),
-    code="N501", phase="backward", event="overflow", op="HugeGradientBackward", line="HugeGradient.apply",
+    code="N504", phase="backward", event="domain", op="HugeGradientBackward", line="HugeGradient.apply",
     rows=[3],
 )  # fmt: skip
 def custom_backward() -> Training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torchmetrics
 from torch import Tensor, nn
 
-from castiron.diagnostics import ConfigError, NumericIncident
-from castiron.lightning import NumericGuard, Trainer
+from castiron.diagnostics import NumericIncident
+from castiron.lightning import NumericGuard, Trainer, replay
 from castiron.torch import WeightAverage
 
 NAN = float("nan")
@@ -78,8 +80,8 @@ def fit(
     average = Average()
     trainer = Trainer(
         arguments.pop("policy", "float32"), max_epochs=1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, callbacks=[average], accelerator="cpu",
-        default_root_dir=folder, **arguments,
+        enable_model_summary=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=folder,
+        callbacks=[average, *arguments.pop("more", [])], **arguments,
     )  # fmt: skip
     module = module or Net()
     trainer.fit(module, loader)
@@ -122,17 +124,36 @@ class Pairs(Batches):
         yield from (good[0], broken, *good)
 
 
-def test_by_default_training_stops_and_says_what_was_not_finite(tmp_path: Path) -> None:
+def test_by_default_training_stops_and_says_what_is_to_blame(tmp_path: Path) -> None:
     with pytest.raises(NumericIncident) as error:
         fit(Batches({2: NAN}), tmp_path)
     found = error.value.findings[0]
     assert str(found).startswith(
-        "N500 The step after 2 committed ones is not finite, and was not applied; its rows: 10, 11, 12 and 2 "
-        "more. Expected finite loss, gradients, buffers. Received NaN or infinity in loss (micro-batch 0); "
-        "gradients ("
+        "N507 Field 'x' of the batch is not finite in row 2 of 5: the step after 2 committed ones is not "
+        "finite, and was not applied; because of row 12. Expected finite loss, gradients, buffers. Received "
+        "NaN or infinity in loss (micro-batch 0); gradients ("
     )
     assert "buffers (net.1.running_mean, net.1.running_var)" in str(found)
     assert error.value.exit_code == 1
+    incident, path = error.value.incident, error.value.path
+    assert incident is not None
+    assert path == tmp_path / "incidents" / "step-2"
+    assert (incident.code, incident.step, incident.phase, incident.event) == ("N507", 2, "data", "data")
+    assert [(r.index, r.row) for r in incident.rows] == [(2, 12)]
+    assert incident.response == "raise"
+    stored = json.loads((path / "incident.json").read_text())
+    assert stored["producer"]["parameter"] == "x"
+
+
+def test_a_stored_incident_is_replayed_from_python(tmp_path: Path) -> None:
+    with pytest.raises(NumericIncident) as error:
+        fit(Batches({2: 1e38}), tmp_path)
+    assert error.value.path is not None
+    again = replay(error.value.path, Net(), policies=["float64"])
+    assert again.replay.reproduced
+    assert again.replay.code == again.incident.code == "N501"
+    assert again.replay.producer.module == "net.1"
+    assert [t.goes_away for t in again.remedies] == [True]
 
 
 def test_a_stopped_training_has_the_weights_of_before(tmp_path: Path) -> None:
@@ -193,13 +214,143 @@ def test_an_overflow_while_the_loss_scale_calibrates_is_expected(tmp_path: Path)
     assert all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
 
 
-@pytest.mark.parametrize(
-    ("guard", "key"),
-    [({"response": "rollback"}, "guard.response"), ({"watch": ["activations"]}, "guard.watch")],
-)
-def test_what_this_version_does_not_do_is_refused(guard: dict[str, Any], key: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"does not do that yet.*key '{key}'"):
-        fit(Batches({}), tmp_path, guard=guard)
+class Logging(Net):
+    """Logs its loss, and keeps a metric of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metric = torchmetrics.MeanSquaredError()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        predictions = self.net(batch["x"])
+        loss = nn.functional.mse_loss(predictions, batch["y"])
+        self.metric.update(predictions.detach(), batch["y"])
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+
+def test_what_a_held_step_logged_and_counted_is_taken_back(tmp_path: Path) -> None:
+    good, plain, _ = fit(Batches({}), tmp_path, module=Logging())
+    held, trainer, _ = fit(Batches({0: NAN, 3: NAN}), tmp_path, module=Logging(), guard=HOLD)
+    assert guard_of(trainer).held == 2
+    assert trainer.callback_metrics["loss_epoch"] == plain.callback_metrics["loss_epoch"]
+    assert isinstance(held, Logging)
+    assert isinstance(good, Logging)
+    assert held.metric.compute() == good.metric.compute()
+
+
+def test_manual_optimization_is_replayed_without_stepping(tmp_path: Path) -> None:
+    _, trainer, _ = fit(Batches({2: float("inf")}), tmp_path, module=Twins(), guard=HOLD)
+    (path,) = guard_of(trainer).incidents
+    incident = json.loads((path / "incident.json").read_text())
+    assert (incident["code"], incident["producer"]["parameter"]) == ("N507", "x")
+    assert incident["response"] == "hold"
+
+
+def test_lower_lr_halves_the_rate_and_what_schedules_make_of_it(tmp_path: Path) -> None:
+    guard = {"response": "lower-lr"}
+    _, before, _ = fit(Batches({}), tmp_path)
+    _, trainer, _ = fit(Batches({3: float("inf")}), tmp_path, guard=guard)
+    # the data are to blame: to lower the rate would be no help
+    rate = trainer.optimizers[0].param_groups[0]["lr"]
+    assert rate == before.optimizers[0].param_groups[0]["lr"]
+    module = Diverging()
+    _, trainer, _ = fit(Batches({}), tmp_path, guard=guard, module=module)
+    assert guard_of(trainer).held == 1
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate / 0.9 / 2)  # one step fewer
+
+
+class Diverging(Net):
+    """Overflows once."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        predictions = self.net(batch["x"])
+        if batch_idx == 3:
+            predictions = (predictions * 1e30).square()
+        return nn.functional.mse_loss(predictions, batch["y"])
+
+
+def test_rollback_goes_back_to_the_state_of_some_steps_before(tmp_path: Path) -> None:
+    guard = {"response": "rollback", "rollback": {"steps": 2}}
+    seen: list[tuple[int, dict[str, Tensor]]] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *rest: Any) -> None:
+            state = {n: t.clone() for n, t in module.state_dict().items()}
+            seen.append((trainer.global_step, state))
+
+    _, trainer, _ = fit(Batches({}), tmp_path, guard=guard, module=Diverging(), more=[Watch()])
+    # batches 0, 1, 2 are committed, 3 is bad: back to before batch 0 + 0 steps, or to step 0
+    assert [step for step, _ in seen] == [1, 2, 3, 0, 1, 2]
+    start = Diverging().state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in seen[3][1].items())
+    assert guard_of(trainer).held == 1
+    assert not list(tmp_path.glob("checkpoints/rollback-*"))
+
+
+class Narrow(pl.LightningModule):
+    """A layer whose product overflows bfloat16 nowhere, float16 soon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.big = nn.Linear(4, 4, bias=False)
+        self.head = nn.Linear(4, 1)
+        with torch.no_grad():
+            self.big.weight.fill_(200.0)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        x = batch["x"].clamp(-1, 1)
+        hidden = self.big(x + (400.0 if batch_idx >= 2 else 0.0))
+        return self.head(hidden * 1e-6).float().square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def test_promote_lets_the_layer_compute_in_float32_from_there_on(tmp_path: Path) -> None:
+    policy = {"preset": "fp16-mixed", "guard": {"response": "promote"}}
+    _, trainer, _ = fit(Batches({}), tmp_path, policy=policy, module=Narrow())
+    guard = guard_of(trainer)
+    assert guard.held == 1
+    assert str(guard.findings[0]).startswith("N501 linear overflows float16")
+    plan = trainer.precision_plugin.plan
+    assert {row.path: row.compute for row in plan.rows}["big"] == "float32"
+    assert trainer.global_step == 5
+
+
+def test_activations_are_watched_where_the_policy_says_so(tmp_path: Path) -> None:
+    class Hidden(Net):
+        """An infinity that nothing comes of."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.side = nn.Linear(4, 1)
+
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            side = self.side((batch["x"] * 1e38 * (batch_idx == 3)).detach() * 10)
+            return super().training_step(batch, batch_idx) + torch.where(side.isfinite(), side, 0.0).sum() * 0
+
+    watch = {"watch": ["loss", "gradients", "buffers", "activations"], **HOLD}
+    _, trainer, _ = fit(Batches({}), tmp_path, module=Hidden(), guard=watch)
+    assert guard_of(trainer).held == 1
+    assert "activations (side)" in str(guard_of(trainer).findings[0])
+
+
+def test_an_optimizer_that_spoils_a_parameter_is_undone_where_parameters_are_watched(tmp_path: Path) -> None:
+    class Huge(Net):
+        """Finite gradients whose squares are not."""
+
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss * 1e25 if batch_idx == 2 else loss
+
+    watch = {"watch": ["loss", "gradients", "buffers", "parameters", "optimizer"], **HOLD}
+    module, trainer, _ = fit(Batches({}), tmp_path, module=Huge(), guard=watch)
+    assert guard_of(trainer).held == 1
+    assert guard_of(trainer).findings[0].code == "N508"
+    assert trainer.global_step == 5
+    assert all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
 
 
 def test_the_guard_serves_a_plain_lightning_trainer(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from castiron.torch.guard import Verdict
 from castiron.training.incident import Incident
@@ -19,18 +20,23 @@ def agreed(trainer: pl.Trainer, verdict: Verdict) -> Verdict:
     return Verdict(True, {"another rank": ()})
 
 
-def first_bad_rank(trainer: pl.Trainer, own: Verdict) -> int:
-    """The lowest rank whose own part of the step is bad. All processes have to call it."""
+def suspected(trainer: pl.Trainer, own: Verdict) -> bool:
+    """Whether this rank's part of the step looks bad. All processes have to call it.
+
+    Gradients are the mean over all ranks: they are bad everywhere. A bad loss or buffer is a rank's own.
+    """
+    if trainer.world_size == 1:
+        return True
+    mine = 2.0 if set(own.seen) - {"gradients", "another rank"} else 1.0 if "gradients" in own.seen else 0.0
+    return mine == float(_of_all(trainer, mine).max())
+
+
+def first_rank(trainer: pl.Trainer, suspect: bool, reproduced: bool) -> int:
+    """The rank that speaks for all: the lowest where replay met the fault again, else the lowest suspect. All
+    processes have to call it."""
     if trainer.world_size == 1:
         return 0
-    bad = torch.tensor(float(not is_others(own)), device=trainer.strategy.root_device)
-    flags = trainer.strategy.all_gather(bad).flatten()
-    return int(flags.argmax())
-
-
-def is_others(verdict: Verdict) -> bool:
-    """Whether the step is bad on other ranks only."""
-    return "another rank" in verdict.seen
+    return int(_of_all(trainer, 2.0 * (suspect and reproduced) + suspect).argmax())
 
 
 def told(trainer: pl.Trainer, incident: Incident | None, rank: int) -> Incident:
@@ -40,3 +46,10 @@ def told(trainer: pl.Trainer, incident: Incident | None, rank: int) -> Incident:
         incident = Incident.model_validate_json(trainer.strategy.broadcast(text, src=rank))
     assert incident is not None
     return incident
+
+
+def _of_all(trainer: pl.Trainer, value: float) -> Tensor:
+    """A number of each rank's [ranks]."""
+    own = torch.tensor(float(value), device=trainer.strategy.root_device)
+    found: Tensor = trainer.strategy.all_gather(own)
+    return found.flatten()

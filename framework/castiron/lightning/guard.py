@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, RunError, finding
-from castiron.lightning.agreement import agreed, first_bad_rank, told
+from castiron.lightning.agreement import agreed, first_rank, suspected, told
 from castiron.lightning.counts import counts, logged, put_back, unlog
 from castiron.lightning.held_step import can_replay, replay_step
 from castiron.lightning.incidents import incident_of, store
@@ -200,12 +200,15 @@ class NumericGuard(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, verdict: Verdict, scale: Finding | None
     ) -> None:
         assert self._responses is not None
-        committed, rank = trainer.global_step, first_bad_rank(trainer, verdict)
+        committed = trainer.global_step
         step = replay_step(trainer, list(self._batches), list(self._indices), verdict, self._snapshot.restore)
-        found = incident = path = None
+        incident, path, speaks = None, None, False
         if can_replay(trainer):
-            if trainer.global_rank == rank:
-                found = self._attribute(trainer, step)
+            suspect = suspected(trainer, verdict)
+            found = self._attribute(step) if suspect else None
+            rank = first_rank(trainer, suspect, found is not None and found.reproduced)
+            speaks = trainer.global_rank == rank
+            if speaks and found is not None:
                 incident = self._record(trainer, step, found, rank)
             incident = told(trainer, incident, rank)
         decision = self._responses.decide(committed, incident, compute=_computes(trainer))
@@ -213,11 +216,11 @@ class NumericGuard(pl.Callback):
             decision = Decision("raise", findings=(scale, *decision.findings))
         if incident is not None:
             incident = incident.model_copy(update={"response": decision.response})
-            if trainer.global_rank == rank:
+            if speaks:
                 path = self._store(trainer, module, step, incident)
         watch, rows = self._section.watch, rows_of(self._batches, verdict, self._origin)
         about = describe_held(verdict, committed, watch, rows=rows, incident=incident)
-        if incident is not None and trainer.global_rank == rank:
+        if incident is not None and speaks:
             for listener in self.on_incident:
                 listener(incident, about, path)
         self._put_back(trainer)
@@ -226,7 +229,7 @@ class NumericGuard(pl.Callback):
         self.findings.append(about)
         self._carry_out(trainer, decision)
 
-    def _attribute(self, trainer: pl.Trainer, step: ReplayStep) -> Attribution:
+    def _attribute(self, step: ReplayStep) -> Attribution:
         self._replaying = True
         try:
             return attribute(step)

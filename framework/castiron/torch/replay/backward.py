@@ -181,7 +181,13 @@ def is_backward(func: Any) -> bool:
 
 def saved_tensors(node: Node) -> dict[str, Tensor]:
     """Tensors that a node kept from forward, by name; before backward lets go of them."""
-    found = {}
+    found: dict[str, Tensor] = {}
+    if isinstance(node, torch.autograd.function.BackwardCFunction):  # of a user's own function
+        try:
+            kept = node.saved_tensors
+        except RuntimeError:
+            return found
+        return {f"saved {i}": t for i, t in enumerate(kept) if t is not None and t.is_floating_point()}
     for name in dir(node):
         if name.startswith("_saved_"):
             try:

@@ -53,6 +53,9 @@ def find(
     if "loss" in seen and loss is not None:
         ends = [value(loss)]
         tail = [Link(what="loss", phase="loss")]
+    elif recorder.bad_roots:
+        ends = recorder.bad_roots
+        tail = [Link(what="loss", phase="loss")]
     elif "gradients" in seen:
         found = recorder.backward.producer({id(parameters[n]) for n in seen["gradients"]})
         if found is None:

@@ -100,6 +100,12 @@ def backward_event(
     base = _forward_of(node)
     nan = any(_any(g, torch.isnan) for g in outgoing)
     pole = base in _POLES
+    if node.endswith("Backward"):  # a function of the user's own, whose formula nobody knows
+        largest = max((float(t.abs().max()) for t in (*incoming, *saved.values()) if t.numel()), default=0.0)
+        if not nan:
+            return (
+                "overflow" if largest > 1e18 or largest > torch.finfo(outgoing[0].dtype).max / 4 else "domain"
+            )
     if not nan:
         at_zero = any(_any(t, _is_zero) for t in saved.values())
         return "domain" if pole and (at_zero or not saved) else "overflow"

@@ -8,7 +8,7 @@ from castiron.formats import number_format
 from castiron.training.incident import Event, Phase, TensorStatistics
 
 _LOG = (
-    "Take the logarithm of something that cannot be 0: `torch.log_softmax`, "
+    "Take the logarithm of something above 0: `torch.log_softmax`, "
     "`binary_cross_entropy_with_logits` on logits, or `x.clamp(min=eps).log()`."
 )
 _SQRT = (
@@ -90,18 +90,29 @@ def sentence(
         detail = "; ".join(x for x in (got, ends) if x)
         return f"{op} overflows{f' {dtype}' if dtype else ''}" + (f" ({detail})" if detail else "")
     if event == "zero-over-zero":
-        return f"{op} {_NOTHING.get(op.rstrip('_'), 'divides zero by zero, or infinity by infinity')}: {gave}"
+        infinite = any(o.posinf or o.neginf for o in operands)
+        plainly = "meets infinity with infinity" if infinite else "divides zero by zero"
+        return f"{op} {_NOTHING.get(op.rstrip('_'), plainly)}: {gave}"
     if event == "zero-times-inf":
         return f"{op} multiplies zero by infinity: {gave}"
     if event == "domain":
-        if "Backward" in op:
-            return f"{op} has no finite slope there: {gave}"
-        least = min((o.min for o in floats if o.min is not None), default=None)
-        if least == 0:
-            return f"{op} meets 0, where it has no finite value: {gave}"
-        at = f" (operands from {least:g})" if least is not None else ""
-        return f"{op} leaves its domain{at}: {gave}"
+        return f"{op} {_outside(op, floats)}: {gave}"
     return f"{op} gives {gave}"
+
+
+def _outside(op: str, operands: Sequence[TensorStatistics]) -> str:
+    """How the operands leave the domain of an operation."""
+    if "Backward" in op:
+        return "has no finite slope there"
+    if op.rstrip("_") in ("div", "rdiv", "reciprocal"):
+        return "divides by 0"
+    least = min((o.min for o in operands if o.min is not None), default=None)
+    if least == 0:
+        return "meets 0, where it has no finite value"
+    if least is None:
+        return "leaves its domain"
+    largest = max(o.max for o in operands if o.max is not None)
+    return f"leaves its domain (operands from {least:.8g} to {largest:.8g})"
 
 
 def _gave(results: Sequence[TensorStatistics]) -> str:

@@ -18,7 +18,7 @@ from castiron.torch.replay.backward import BackwardRecord, is_backward
 from castiron.torch.replay.evidence import gather
 from castiron.torch.replay.names import op_name
 from castiron.torch.replay.sources import lines_running
-from castiron.torch.replay.tracker import Call, Tracker
+from castiron.torch.replay.tracker import Call, Tracker, Value
 from castiron.torch.replay.values import tensors_in
 
 _KEPT = 32
@@ -58,6 +58,8 @@ class Recorder(TorchFunctionMode):
         self.tracker = Tracker()
         self.backward = BackwardRecord(self.tracker)
         self.modules: list[ModuleCall] = []
+        self.bad_roots: list[Value] = []
+        """Losses that were bad before backward began."""
         self._paths, self._names, self._rows = paths, names, rows
         self._running: list[_Running] = []
         self._called = 0
@@ -90,7 +92,9 @@ class Recorder(TorchFunctionMode):
         """Whether backward starts at a bad loss: then it has nothing to tell. (A loss that is bad by its
         scaling alone is not: its last operation is the first bad one.)"""
         values = [self.tracker.value(t) for t in tensors_in((args, kwargs))]
-        return any(v.maker is not None and bool(v.maker.bad_operands) for v in values)
+        bad = [v for v in values if v.maker is not None and v.maker.bad_operands]
+        self.bad_roots += bad
+        return bool(bad)
 
     def _note(
         self,

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from castiron.torch.replay.sources import Line
-from castiron.torch.replay.values import State, has_infinite_number, state_of, tensors_in
+from castiron.torch.replay.values import State, has_infinite_number, is_finite, state_of, tensors_in
 
 
 class Origin(NamedTuple):
@@ -97,7 +97,7 @@ class Tracker:
     def end(self, call: Call, before: list[tuple[Tensor, int]], arguments: Any, results: Any) -> list[Tensor]:
         """It ran. → the tensors it made or wrote into."""
         made: list[Tensor] = []
-        written = [t for t, version in before if _version(t) != version]
+        written = [t for t, version in before if _version(t) != version or self._was_spoiled(t)]
         for tensor in (*written, *tensors_in(results)):
             if any(tensor is m for m in made):
                 continue
@@ -111,6 +111,13 @@ class Tracker:
         if made:
             self.calls.append(call)
         return made
+
+    def _was_spoiled(self, tensor: Tensor) -> bool:
+        """Whether a good buffer is bad by now: batch_norm writes its statistics without a new version."""
+        entry = self._known.get(id(tensor))
+        if entry is None or entry[2].origin is None or entry[2].origin.kind != "buffer":
+            return False
+        return entry[2].state is State.GOOD and not is_finite(tensor)
 
     def _judge(self, call: Call, tensor: Tensor, arguments: Any) -> State:
         asked = any(v.state is State.MASKED for v in call.operands) or has_infinite_number(arguments)

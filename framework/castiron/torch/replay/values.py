@@ -13,7 +13,6 @@ from torch import Tensor
 from castiron.torch.dtypes import dtype_name
 from castiron.training.incident import TensorStatistics
 
-
 _LARGE = 1 << 12
 
 

@@ -1,0 +1,55 @@
+"""Writes docs/cases.md from tests/cases: what goes wrong, what castiron prints, and the remedy.
+
+python scripts/cases_page.py
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "cases"))
+
+HEAD = """\
+# Broken trainings
+
+Every training on this page is a few lines that somebody might have written, and goes wrong. castiron holds the
+step (nothing of it is applied), runs it again, and names the first operation that gave a bad result though its
+operands were good. Each is a test (`tests/cases`), under the policies that are named; the blocks are what it
+prints. The page is written by `python scripts/cases_page.py`.
+"""
+
+
+def main() -> int:
+    import broken_trainings
+    import healthy_trainings
+    import torch
+    from case_kit import BROKEN, HEALTHY, train
+
+    from castiron.training.incident_text import as_lines
+
+    torch.set_num_threads(1)
+    parts = [HEAD]
+    for case in BROKEN.values():
+        incident = train(case.make, case.policies[0]).incident
+        assert incident is not None, case.name
+        block = "\n".join(line.rstrip() for line in as_lines(incident))
+        block = block.replace(str(Path(broken_trainings.__file__)), "train.py")
+        block = block.replace("tests/cases/broken_trainings.py", "train.py")
+        parts.append(
+            f"## {case.title}\n\n{textwrap.fill(case.why, 110)} ({', '.join(case.policies)})\n\n"
+            f"```python\n{case.source.rstrip()}\n```\n\n```text\n{block}\n```\n"
+        )
+    parts.append("## What is left in peace\n\nNothing is held, and nothing reported, in these:\n")
+    for name, (make, policies) in HEALTHY.items():
+        about = (make.__doc__ or "").strip()
+        parts.append(f"- {name.replace('_', ' ')} ({', '.join(policies)}){f'. {about}' if about else ''}")
+    assert healthy_trainings.__doc__
+    (ROOT / "docs" / "cases.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
