@@ -63,8 +63,8 @@ def main(folder: Path, response: str) -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     trainer = Trainer(
-        guard={"response": response}, accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        guard={"response": response}, accelerator="cpu", devices=2, strategy="ddp", max_epochs=1,
+        logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         use_distributed_sampler=False, default_root_dir=folder,
     )  # fmt: skip
     rank, module = trainer.global_rank, Net()

@@ -37,7 +37,7 @@ class NumericGuard(pl.Callback):
     """Checks every step before its optimizer applies it: losses, gradients (before clipping), buffers.
 
     A bad step is held: parameters, optimizer state, schedules, buffers, metrics, torch's random generators
-    and the step count are as before it. It is run again under instrumentation, and what is to blame is kept in
+    and the step count are as before it. It is run again under instrumentation, and what is to blame goes to
     `incidents/step-N/`. Then the policy's `guard.response` follows: `raise` stops training, `hold` goes on,
     `rollback`, `lower-lr` and `promote` change something first; all within `guard.budget`.
 
