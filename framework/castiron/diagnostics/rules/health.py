@@ -14,7 +14,7 @@ RULES: tuple[Rule, ...] = (
         why="The layers below learn nothing, and nothing says so: zeros are finite.",
         remedy="Scale the loss: `scaling: dynamic`, or `scaling: {kind: static, scale: …}` with the power of "
         "two that is named. bfloat16 has the exponents of float32, and needs none.",
-        bad="precision: {preset: fp16-mixed, scaling: none}",
+        bad="precision: {preset: fp16-mixed, scaling: {kind: static, scale: 1}}",
         good="precision: fp16-mixed",
     ),
     Rule(

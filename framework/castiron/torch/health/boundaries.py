@@ -39,9 +39,12 @@ class Boundaries:
         self._levels: dict[str, list[Tensor]] = {}
         self._dead: dict[str, Tensor] = {}
         self._recurrent = {n: m for n, m in _layers(model) if isinstance(m, RECURRENT)}
+        layers = dict(_layers(model))
+        within = {n: m for n, m in model.named_modules() if n not in layers and n}
         self._handles: list[RemovableHandle] = [
-            module.register_forward_hook(_Seen(self, name)) for name, module in _layers(model)
+            m.register_forward_hook(_Seen(self, n)) for n, m in layers.items() if not isinstance(m, _PASSING)
         ]
+        self._handles += [m.register_forward_hook(_Called(self, n)) for n, m in within.items()]
 
     def begin(self, batch: Batch) -> None:
         """What layers hand on from here on is measured into `batch`."""
@@ -83,7 +86,9 @@ class Boundaries:
         main = tensors[0][1]
         if name in self._recurrent:
             self._see_state(name, module, output)
-        elif calls <= _STEPS:
+        elif main.dim() == 3 and family(module) is None and next(module.parameters(False), None) is not None:
+            self._see_sequence(name, main)  # time steps may be looped over within
+        elif 1 < calls <= _STEPS:
             self._levels.setdefault(name, []).append(_rms(main).reshape(1))
         if calls > 4 and calls & (calls - 1):
             return  # of many calls: the first four, then the 8th, 16th, …
@@ -97,6 +102,23 @@ class Boundaries:
             self._batch.add(("activations", label), [tensor])
             if tensor.requires_grad:
                 tensor.register_hook(_Gradient(self._batch, label))
+
+    @torch.no_grad()
+    def see_call(self, name: str, output: Any) -> None:
+        """A module with layers inside hands this on. One that is called again and again in a forward pass
+        is a cell: the levels of its states are kept, from the second call on."""
+        calls = self._calls[name] = self._calls.get(name, 0) + 1
+        if 1 < calls <= _STEPS:
+            for index, tensor in _floats(output)[:3]:
+                label = f"{name}[{index}]" if index else name
+                self._levels.setdefault(label, []).append(_rms(tensor).reshape(1))
+
+    def _see_sequence(self, name: str, x: Tensor) -> None:
+        """Levels over either of the first two axes: time grows, a batch does not."""
+        squares = x.detach().float().square().mean(2)
+        for axis in (0, 1):
+            if x.shape[axis] > 1:
+                self._levels[f"{name}[axis {axis}]"] = [squares.mean(1 - axis).sqrt()]
 
     def _see_state(self, name: str, module: Any, output: Any) -> None:
         if not isinstance(module, nn.RNNBase):  # a cell: one time step a call
@@ -136,6 +158,16 @@ class _Seen:
         return _Nothing, ()
 
 
+class _Called(_Seen):
+    """The forward hook of a module with layers inside."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if self._boundaries.active:
+            self._boundaries.see_call(self._name, output)
+
+
 class _Nothing:
     """What stands in a copied model for the hook: the copy is not measured."""
 
@@ -157,8 +189,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     def walk(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         children = [(n, c) for n, c in module.named_children() if c is not None]
         if not children or isinstance(module, RECURRENT) or family(module) == "attention":
-            if not isinstance(module, _PASSING):
-                yield name, module
+            yield name, module
             return
         for n, child in children:
             yield from walk(f"{name}.{n}" if name else n, child)
