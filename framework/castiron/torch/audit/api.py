@@ -83,7 +83,7 @@ def audit(
     found = list(check_trace(context))
     if traced.failure is not None:
         explained = explain(traced.failure)
-        if explained.code == "F327" or not any(f.place.line == explained.place.line for f in found):
+        if not any(f.code == explained.code and f.place.line == explained.place.line for f in found):
             found.append(explained)
     elif not as_is or not found:
         found.extend(stored.check(context, copy.get_submodule(root) if root else copy))

@@ -6,6 +6,7 @@ ones. The table of refusals is held against the real kernels of the installed ve
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -118,9 +119,17 @@ def refused(op: str, dtypes: Sequence[torch.dtype | None]) -> str | None:
     return None
 
 
-MISSING: dict[tuple[str, str, str], str] = {
-    ("mkldnn_rnn_layer", "cpu", "float16"): (
-        "oneDNN has no float16 LSTM for this CPU: 'could not create a primitive descriptor'"
-    ),
-}
-"""Operation, device, format → what is known to go wrong there. Found on torch 2.13 (CPU)."""
+@functools.cache
+def no_lstm(dtype: torch.dtype, device_type: str) -> str | None:
+    """Why the device has no LSTM of this format, asked by running a tiny one; None where it has.
+
+    oneDNN has float16 kernels for some CPUs only, and says so at the first step in words of its own.
+    """
+    layer = torch.nn.LSTM(2, 2, device=device_type, dtype=dtype)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            output, _ = layer(torch.zeros(1, 1, 2, device=device_type, dtype=dtype))
+            output.sum().backward()
+    except RuntimeError as e:
+        return str(e).split("\n")[0]
+    return None

@@ -10,15 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
+from torch._subclasses.fake_tensor import FakeTensor
 
 from castiron.policy import Plan
+from castiron.torch.audit.errors import translate
 from castiron.torch.audit.fakes import fake_batch, fake_mode, fake_model, real_model
 from castiron.torch.audit.recorder import Recorder
 from castiron.torch.audit.records import Origin, Trace
@@ -26,14 +21,6 @@ from castiron.torch.precision import Precision, apply
 from castiron.torch.trees import map_tensors
 
 Loss = Callable[[Any, Any], Tensor]
-
-NEEDS_NUMBERS: tuple[type[BaseException], ...] = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
-"""Errors that say: this cannot be traced without numbers."""
 
 _ROWS = 4
 """Rows of the batch that a real step is run on."""
@@ -108,6 +95,9 @@ def trace(step: Step, plan: Plan, *, device: torch.device, as_is: bool = False) 
 
 
 def _worth_a_real_step(error: BaseException, step: Step) -> bool:
+    """Whether numbers may help: they do not, where the error is about formats; and they must be there."""
+    if translate(str(error)) is not None:
+        return False
     tensors = [*step.model.parameters(), *step.model.buffers(), *_leaves(step.batch)]
     return not any(t.device.type == "meta" or isinstance(t, FakeTensor) for t in tensors)
 

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import torch
 
 from castiron.diagnostics import Finding, finding
+from castiron.torch.audit import kernels
 from castiron.torch.audit.context import Context
-from castiron.torch.audit.kernels import BACKWARD_PRODUCTS, MISSING, PRODUCTS, refused
+from castiron.torch.audit.kernels import BACKWARD_PRODUCTS, PRODUCTS, refused
 from castiron.torch.audit.records import Op
 from castiron.torch.dtypes import NARROW, dtype_name, torch_dtype
 
 
 def check(context: Context) -> Iterator[Finding]:
+    yield from _missing(context)
     for op in context.trace.of("forward", "loss", "backward"):
         if op.phase != "backward":
             reason = refused(op.base, [v.dtype for v in op.operands])
@@ -24,6 +26,27 @@ def check(context: Context) -> Iterator[Finding]:
                 yield from _product(context, op)
         elif op.base in BACKWARD_PRODUCTS and op.forward is not None and op.floats:
             yield from _backward(context, op)
+
+
+def _missing(context: Context) -> Iterator[Finding]:
+    """Recurrent layers in a format that this device has no kernel for."""
+    said: set[str | None] = set()
+    for op in context.trace.of("forward"):
+        if op.call is None or op.call.name != "lstm" or op.base not in PRODUCTS or op.module in said:
+            continue
+        dtype = op.floats[0].dtype
+        if dtype not in NARROW:
+            continue
+        said.add(op.module)
+        reason = kernels.no_lstm(dtype, context.device)
+        if reason is not None:
+            yield finding(
+                "F324",
+                f"lstm has no kernel for {dtype_name(dtype)} here: {reason}",
+                place=context.place(op),
+                expected="a format that the device computes in",
+                received=dtype_name(dtype),
+            )
 
 
 def _refused(context: Context, op: Op, reason: str) -> Finding:
@@ -43,15 +66,6 @@ def _refused(context: Context, op: Op, reason: str) -> Finding:
 
 def _product(context: Context, op: Op) -> Iterator[Finding]:
     received = op.floats[0].dtype
-    missing = MISSING.get((op.base, context.device, dtype_name(received)))
-    if missing is not None:
-        yield finding(
-            "F324",
-            f"{op.title} has no kernel for {dtype_name(received)} here: {missing}",
-            place=context.place(op),
-            expected="a format that the device computes in",
-            received=dtype_name(received),
-        )
     planned = _planned(context, op)
     if not planned or received in planned or (received is torch.float64 and not context.allows_float64):
         return  # float64 is told where it begins
