@@ -203,6 +203,7 @@ class NumericGuard(pl.Callback):
         committed = trainer.global_step
         step = replay_step(trainer, list(self._batches), list(self._indices), verdict, self._snapshot.restore)
         incident, path, speaks = None, None, False
+        problems: tuple[Finding, ...] = ()
         if can_replay(trainer):
             suspect = suspected(trainer, verdict)
             found = self._attribute(step) if suspect else None
@@ -217,7 +218,7 @@ class NumericGuard(pl.Callback):
         if incident is not None:
             incident = incident.model_copy(update={"response": decision.response})
             if speaks:
-                path = self._store(trainer, module, step, incident)
+                path, problems = self._store(trainer, module, step, incident)
         watch, rows = self._section.watch, rows_of(self._batches, verdict, self._origin)
         about = describe_held(verdict, committed, watch, rows=rows, incident=incident)
         if incident is not None and speaks:
@@ -225,8 +226,8 @@ class NumericGuard(pl.Callback):
                 listener(incident, about, path)
         self._put_back(trainer)
         if decision.response == "raise":
-            raise NumericIncident([*decision.findings, about], incident=incident, path=path)
-        self.findings.append(about)
+            raise NumericIncident([*decision.findings, about, *problems], incident=incident, path=path)
+        self.findings += [about, *problems]
         self._carry_out(trainer, decision)
 
     def _attribute(self, step: ReplayStep) -> Attribution:
@@ -249,7 +250,7 @@ class NumericGuard(pl.Callback):
 
     def _store(
         self, trainer: pl.Trainer, module: pl.LightningModule, step: ReplayStep, incident: Incident
-    ) -> Path | None:
+    ) -> tuple[Path | None, tuple[Finding, ...]]:
         plugin = trainer.precision_plugin
         try:
             path = store(
@@ -264,10 +265,9 @@ class NumericGuard(pl.Callback):
                 origin=self._origin,
             )
         except RunError as error:  # a full disk must not hide what went wrong
-            self.findings += error.findings
-            return None
+            return None, error.findings
         self.incidents.append(path)
-        return path
+        return path, ()
 
     def _carry_out(self, trainer: pl.Trainer, decision: Decision) -> None:
         if decision.response == "lower-lr":

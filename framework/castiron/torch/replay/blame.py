@@ -103,7 +103,7 @@ def _in_forward(
     if event == "zero-over-zero" and phase == "loss" and "loss" in seen and "gradients" not in seen:
         code = "N511"
         message += "; every gradient is finite, so the weights were never in danger"
-    if all(o.shape[:1] == (0,) for o in operands[:1]) and operands:
+    if event == "inherited" or (operands and operands[0].shape[:1] == (0,)):
         rows = []
     return Blame(
         Attribution(
@@ -166,16 +166,26 @@ def _sum_overflowed(
 ) -> Blame:
     name = names[0]
     gradient = parameters[name].grad
+    watched = any(
+        getattr(run.node, "variable", None) is parameters[name] for run in recorder.backward.runs.values()
+    )
+    message = f"The gradient of {name} overflows where its parts are added up"
+    if not watched:
+        message = (
+            f"The gradient of {name} is made by a backward inside of backward, which replay does not see"
+        )
     results = (statistics("gradient", gradient),) if gradient is not None else ()
     return Blame(
         Attribution(
             code=CODES["overflow"],
             phase="backward",
             event="overflow",
-            message=f"The gradient of {name} overflows where its parts are added up",
+            message=message,
             producer=Producer(op="AccumulateGrad", module=name.rpartition(".")[0], parameter=name),
             results=results,
-            remedy=remedy("sum", "overflow", None, None, step.scale, "backward"),
+            remedy=remedy("sum", "overflow", None, None, step.scale, "backward")
+            if watched
+            else "Use `torch.utils.checkpoint.checkpoint(…, use_reentrant=False)`: replay sees into that.",
         ),
         None,
     )

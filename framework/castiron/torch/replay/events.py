@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -57,12 +58,14 @@ def forward_event(
 
     Args:
         op: its name; of an operation in place without the underscore too.
-        operands: its floating-point operands, in order.
+        operands: its tensors, in order.
         scalars: plain numbers among its arguments, in order.
         results: its results.
         in_float64: runs it again with its operands in float64; None where it cannot be.
     """
     base = op.rstrip("_")
+    if any(math.isnan(s) for s in scalars) or not operands:
+        return "inherited"  # a NaN that is written in the code
     nan = any(_any(r, torch.isnan) for r in results)
     infinite = any(_any(o, torch.isinf) for o in operands)
     if base in ("div", "rdiv") and len(operands) + len(scalars) >= 2:
@@ -147,6 +150,8 @@ def _is_zero(tensor: Tensor) -> Tensor:
 
 
 def _any(tensor: Tensor, test: Callable[[Tensor], Tensor]) -> bool:
+    if test is _is_zero and not tensor.is_floating_point():
+        return bool((tensor == 0).any())
     values = numbers(tensor)
     return values is not None and bool(test(values).any())
 

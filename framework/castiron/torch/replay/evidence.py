@@ -56,7 +56,6 @@ def gather(
     with torch.no_grad():
         bad = [t for t in made if (v := numbers(t)) is not None and not v.isfinite().all()]
         operands = [t for t in tensors_in((args, kwargs)) if not any(t is w for w in written)]
-        floats = [t for t in operands if t.is_floating_point()]
         shown = tuple(statistics(n, t) for n, t in _named(args, kwargs, names) if t.dim() or t.numel())
         inner = None
         if not written and op not in RECURRENT:
@@ -66,7 +65,7 @@ def gather(
             if inner is not None
             else forward_event(
                 op,
-                floats,
+                operands,
                 _scalars(args, kwargs),
                 bad,
                 None if written else lambda: _in_float64(func, args, kwargs),
@@ -114,9 +113,9 @@ class _Dispatched(TorchDispatchMode):
         self._alive.append((args, results))
         self.computing += computes(func)
         if made and call.produces:
-            floats = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
+            operands = list(tensors_in((args, kwargs)))
             self.events[call.index] = forward_event(
-                call.op, floats, _scalars(args, kwargs), made, lambda: _in_float64(func, args, kwargs)
+                call.op, operands, _scalars(args, kwargs), made, lambda: _in_float64(func, args, kwargs)
             )
         return results
 

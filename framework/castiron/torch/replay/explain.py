@@ -57,6 +57,8 @@ def remedy(op: str, event: Event, module: str | None, dtype: str | None, scale: 
     for ops, events, text in _REMEDIES:
         if event in events and any(base == o or base == o.replace("_", "") for o in ops):
             return text
+    if event == "inherited":
+        return "Look where the constant comes from."
     if event == "overflow":
         if phase == "backward" and scale > 1:
             return (
@@ -95,6 +97,8 @@ def sentence(
         return f"{op} {_NOTHING.get(op.rstrip('_'), plainly)}: {gave}"
     if event == "zero-times-inf":
         return f"{op} multiplies zero by infinity: {gave}"
+    if event == "inherited":
+        return f"{op} brings in a NaN that is written in the code: {gave}"
     if event == "domain":
         return f"{op} {_outside(op, floats)}: {gave}"
     return f"{op} gives {gave}"
