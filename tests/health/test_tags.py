@@ -13,6 +13,16 @@ CALLS = {
     "logged": ("own_value",),
     "stored_bytes": ("parameters", "bfloat16"),
     "computing_layers": ("bfloat16",),
+    "headroom": ("activations",),
+    "subnormal": ("gradients",),
+    "what_if": ("overflow", "float16", "activations"),
+    "lost_updates": ("head",),
+    "update_ratio": ("head",),
+    "gradient_rms": ("head",),
+    "growth": ("lstm",),
+    "dead_units": ("relu",),
+    "exponents": ("parameters",),
+    "figure": ("exponents by layer", "What it shows."),
 }
 ALL = {
     name: function(*CALLS.get(name, ()))

@@ -141,12 +141,14 @@ class Advisor:
         k = scale_for(name, largest, low)
         known = bool(largest)
         scale = f"2^{k}" if known else f"2^{k} (nothing is left to measure it by)"
-        verb = "underflow to zero" if not layer or not known else "are subnormal"
+        verb = "are subnormal" if what == "a gradient" else "underflow to zero"
         made = finding(
             "N520",
             f"{_percent(share)} of the elements of {what} {verb} in {name} at a loss scale of "
             f"{_power(snapshot.scaling.scale)}",
-            place=Place(module=layer, phase="backward") if layer else Place(phase="backward", op="the loss"),
+            place=Place(op="the loss", phase="backward")
+            if what == "the loss's gradient"
+            else Place(module=layer, phase="backward"),
             expected=f"a loss scale of at least {scale}",
             received=f"gradients from {low:.1e} to {largest:.1e}" if known else "zeros alone",
             remedy=f"Set `scaling: dynamic`, or `scaling: {{kind: static, scale: {2.0**k:g}}}`; "
@@ -309,7 +311,8 @@ class Advisor:
         """Of the cases of a code that were not said lately: the worst, with the others counted."""
         found: list[Finding] = []
         for code in dict.fromkeys(c.finding.code for c in cases):
-            new = [c for c in cases if c.finding.code == code and self._new(code, c.layer, step)]
+            of_layer = {c.layer: c for c in reversed(cases) if c.finding.code == code}
+            new = [c for c in of_layer.values() if self._new(code, c.layer, step)]
             if not new:
                 continue
             new.sort(key=lambda c: -c.measure)

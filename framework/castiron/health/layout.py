@@ -15,19 +15,29 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from castiron.health import tags
 
 
-def layout(metrics: Iterable[str] = (), *, scaled: bool = False, held: bool = True) -> Any:
+def layout(
+    metrics: Iterable[str] = (), *, scaled: bool = False, held: bool = True, health: bool = False
+) -> Any:
     """The layout of a training run, a `tensorboard.plugins.custom_scalar.layout_pb2.Layout`.
 
     Args:
         metrics: names of the metrics besides the loss, one chart each over all splits.
         scaled: whether the policy scales the loss.
         held: whether the run counts held steps.
+        health: whether the run measures numerical health.
     """
     training = [_family(name, "Training", name) for name in ("loss", *metrics)]
     training += [_chart("learning rate", _below(str(tags.learning_rate()))), _chart_of(tags.throughput())]
     categories = [("Training", training)]
     if scaled:
         categories.append(("Precision", [_chart_of(tags.loss_scale())]))
+    if health:
+        names = ("headroom", "subnormal", "update to weight", "lost updates", "gradient rms")
+        charts = [_family(name, "Health", name) for name in names]
+        charts += [
+            _family(f"what if {fate}", "Health", f"what if {fate}") for fate in ("overflow", "underflow")
+        ]
+        categories.append(("Health", charts))
     if held:
         categories.append(("Incidents", [_chart_of(tags.held_steps())]))
     return layout_pb2.Layout(

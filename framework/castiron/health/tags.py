@@ -105,6 +105,87 @@ def computing_layers(compute: str) -> Tag:
     )
 
 
+# --- Health --------------------------------------------------------------------------------------------
+
+
+def headroom(kind: str) -> Tag:
+    """Least headroom over all layers."""
+    return _tag(
+        "Health",
+        "headroom",
+        kind,
+        says=f"Binades from the largest of all {kind} to the largest number of their format, in the layer "
+        "that has least. Below 2 a value that is four times as large overflows; below 0 one has.",
+    )
+
+
+def subnormal(kind: str) -> Tag:
+    """Largest share of subnormal elements over all layers."""
+    return _tag(
+        "Health",
+        "subnormal",
+        kind,
+        says=f"Share of the {kind} (zeros left out) that are subnormal in their format, in the layer "
+        "that has most. They are stored with fewer bits, and what is smaller is lost.",
+    )
+
+
+def what_if(fate: str, format: str, kind: str) -> Tag:
+    """Share that would overflow or underflow, in the layer that has most."""
+    return _tag(
+        "Health",
+        f"what if {fate}",
+        f"{format}, {kind}",
+        says=f"Share of the {kind} that would {fate} in {format}, in the layer that has most.",
+    )
+
+
+def lost_updates(layer: str) -> Tag:
+    return _layer(
+        "lost updates", layer, "Share of the updates that round back to the weight they were added to."
+    )
+
+
+def update_ratio(layer: str) -> Tag:
+    return _layer("update to weight", layer, "L2 norm of the update over that of the weights; 1e-3 is usual.")
+
+
+def gradient_rms(layer: str) -> Tag:
+    return _layer("gradient rms", layer, "Root mean square of the gradients, unscaled and before clipping.")
+
+
+def growth(layer: str) -> Tag:
+    return _layer(
+        "growth per time step", layer, "Factor by which the state grows from time step to time step."
+    )
+
+
+def dead_units(layer: str) -> Tag:
+    return _layer("dead units", layer, "Share of units that are zero for every row of the batch.")
+
+
+def exponents(kind: str) -> Tag:
+    return _tag(
+        "Health",
+        "exponents",
+        kind,
+        says=f"Binary exponents of all {kind}: a bar at -10 counts magnitudes from 2^-10 to 2^-9. float16 "
+        "holds -24 to 15, bfloat16 and float32 -126 to 127, float8_e4m3fn -9 to 8, float8_e5m2 -16 to 15.",
+    )
+
+
+def figure(name: str, says: str) -> Tag:
+    return _tag("Health", name, says=says)
+
+
+def advice() -> Tag:
+    return _tag("Health", "advice", says="What the ranges foretell, and what to do about it.")
+
+
+def _layer(name: str, layer: str, says: str) -> Tag:
+    return _tag("Health", name, layer or "(model)", says=says)
+
+
 # --- Incidents -----------------------------------------------------------------------------------------
 
 

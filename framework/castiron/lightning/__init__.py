@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from castiron.lightning.fsdp import FSDPPrecisionPlugin
     from castiron.lightning.guard import NumericGuard
+    from castiron.lightning.health import NumericHealth
     from castiron.lightning.logger import RunLogger
     from castiron.lightning.precision import PrecisionPlugin
     from castiron.lightning.replaying import replay
@@ -17,13 +18,22 @@ if TYPE_CHECKING:
 _HOME = {
     "FSDPPrecisionPlugin": "castiron.lightning.fsdp",
     "NumericGuard": "castiron.lightning.guard",
+    "NumericHealth": "castiron.lightning.health",
     "PrecisionPlugin": "castiron.lightning.precision",
     "RunLogger": "castiron.lightning.logger",
     "Trainer": "castiron.lightning.trainer",
     "replay": "castiron.lightning.replaying",
 }
 
-__all__ = ["FSDPPrecisionPlugin", "NumericGuard", "PrecisionPlugin", "RunLogger", "Trainer", "replay"]
+__all__ = [
+    "FSDPPrecisionPlugin",
+    "NumericGuard",
+    "NumericHealth",
+    "PrecisionPlugin",
+    "RunLogger",
+    "Trainer",
+    "replay",
+]
 
 
 def __getattr__(name: str) -> Any:

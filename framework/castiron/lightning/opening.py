@@ -49,7 +49,7 @@ class Opening(pl.Callback):
         chosen |= {"seed": job.config.seed, "precision": plan.policy.label}
         chosen["batch_size"] = job.config.data.batch_size
         writer.hparams(chosen, results)
-        writer.layout(layout(metrics, scaled=plan.policy.scaling.kind != "none", held=False))
+        writer.layout(layout(metrics, scaled=plan.policy.scaling.kind != "none", held=False, health=True))
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit":

@@ -24,7 +24,7 @@ from castiron.torch.inputs import cast_inputs
 from castiron.torch.modules import describe
 from castiron.torch.precision import Precision as AppliedPlan
 from castiron.torch.precision import apply
-from castiron.torch.scaling import make_scaler
+from castiron.torch.scaling import Scaler, make_scaler
 from castiron.torch.switches import matmul_switches
 from castiron.torch.updates import guard_updates
 
@@ -156,6 +156,11 @@ class PrecisionPlugin(Precision):
         gradient_clip_algorithm: GradClipAlgorithmType = GradClipAlgorithmType.NORM,
     ) -> None:
         super().clip_gradients(optimizer, clip_val, gradient_clip_algorithm)
+
+    @property
+    def loss_scaler(self) -> Scaler:
+        """What scales the loss."""
+        return self._scaler
 
     def loss_scale(self) -> float | None:
         """The scale of the loss; None where it is not scaled. Waits for the device."""

@@ -11,11 +11,13 @@ import lightning.pytorch as pl
 from castiron.diagnostics import Finding, NumericIncident
 from castiron.health import tags
 from castiron.health.writer import EventWriter
+from castiron.lightning.auditing import Audit
 from castiron.lightning.averaging import AverageWeights
 from castiron.lightning.checkpoints import RunCheckpoints, load_weights, read_checkpoint
 from castiron.lightning.compiling import CompileModel
 from castiron.lightning.early_stopping import StopEarly
 from castiron.lightning.guard import NumericGuard
+from castiron.lightning.health import NumericHealth
 from castiron.lightning.loaders import TorchLoader
 from castiron.lightning.loop import use_step_loop
 from castiron.lightning.module import RecipeModule
@@ -70,7 +72,13 @@ class TrainingRun:
         guard.on_incident.append(lambda *told: self._tell(writer, *told))
         guard.on_promotion.append(self._promoted)
         recorder.held = lambda: guard.held
-        callbacks: list[pl.Callback] = [Opening(job, reports, writer), guard, recorder]
+        health = NumericHealth(
+            folder=job.run.path,
+            writer=writer,
+            on_findings=job.reporter.findings,
+            held=lambda: guard.held,
+        )
+        callbacks: list[pl.Callback] = [Opening(job, reports, writer), Audit(job, self._train), guard, health, recorder]
         if config.ema is not None:
             callbacks.append(AverageWeights(config.ema))
         if config.compile:

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.precision import Precision
 from castiron.diagnostics import ConfigError, Place, finding
 from castiron.lightning.fsdp import FSDPPrecisionPlugin, is_fsdp
 from castiron.lightning.guard import NumericGuard
+from castiron.lightning.health import NumericHealth
 from castiron.lightning.logger import RunLogger, run_name
 from castiron.lightning.precision import PrecisionPlugin
 from castiron.lightning.profiling import NoProfiler
@@ -79,6 +80,8 @@ class Trainer(pl.Trainer):
             logger = RunLogger(root)
             arguments["logger"] = logger
             callbacks.insert(0, RunFiles(logger))
+        if not any(isinstance(c, NumericHealth) for c in callbacks):
+            callbacks.insert(0, NumericHealth(self.policy))
         if not any(isinstance(c, NumericGuard) for c in callbacks):
             # First of all: what counts steps or averages weights must not see a held one.
             callbacks.insert(0, NumericGuard(self.policy))

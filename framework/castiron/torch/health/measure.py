@@ -101,6 +101,8 @@ def join(tensors: Sequence[Tensor]) -> Tensor:
 def values_of(tensor: Tensor) -> Tensor:
     """The numbers of a tensor: those stored where it is sparse, without gradients."""
     tensor = tensor.detach()
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()  # this rank's part of a parameter that is spread over several
     if tensor.is_sparse:
         tensor = tensor._values() if tensor.is_coalesced() else tensor.coalesce()._values()
     return tensor

@@ -42,7 +42,7 @@ class HealthMonitor:
 
     Args:
         model: whose layers are watched, under the names they have in it.
-        optimizers: whose state and updates are looked at.
+        optimizers: whose state and updates are looked at; `use` says it later.
         policy: its `health` section says how often; its scaling and updates, what advice is about.
         what_if_every: at every so many measurements, what other formats would make of the values is
             measured too.
@@ -52,7 +52,7 @@ class HealthMonitor:
     def __init__(
         self,
         model: nn.Module,
-        optimizers: Optimizer | Iterable[Optimizer],
+        optimizers: Optimizer | Iterable[Optimizer] = (),
         policy: PrecisionPolicy | str = "float32",
         *,
         what_if_every: int = 20,
@@ -84,6 +84,11 @@ class HealthMonitor:
         self._parameters: dict[str, list[tuple[str, nn.Parameter]]] = {}
         for name, p in model.named_parameters():
             self._parameters.setdefault(name.rpartition(".")[0], []).append((name, p))
+
+    def use(self, optimizers: Iterable[Optimizer]) -> None:
+        """Look at these optimizers from here on: they may be made after the hooks."""
+        self._optimizers = tuple(optimizers)
+        self._steps = StepWatch(self._model, self._optimizers)
 
     # --- a step ----------------------------------------------------------------------------------------
 
@@ -150,7 +155,7 @@ class HealthMonitor:
             for kind, key in (("first moments", "exp_avg"), ("second moments", "exp_avg_sq")):
                 self._batch.add((kind, layer), self._state(parameters, key))
             if layer in changes:
-                self._batch.add(("updates", layer), [changes[layer]])
+                self._batch.add(("updates", layer), [changes[layer].float()])
         snapshot = Snapshot(
             step=self._count,
             groups=self._batch.take(),

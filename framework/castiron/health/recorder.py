@@ -1,0 +1,181 @@
+"""What a training's health leaves behind: TensorBoard's Health pages, and `health.parquet`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from castiron.diagnostics import Finding
+from castiron.health import figures, tags
+from castiron.health.dynamics import growth
+from castiron.health.snapshot import KINDS, Kind, Snapshot
+from castiron.health.statistics import WHAT_IF
+from castiron.health.table import HealthTable
+from castiron.health.writer import EventWriter
+
+_CURVES = 16
+"""Layers with curves of their own, at most; the table holds all."""
+_HISTORY = 240
+"""Snapshots that heatmaps are drawn from, at most: every second is dropped when there are more."""
+
+
+class HealthRecorder:
+    """Writes snapshots. Use it as a context manager, or `close()` it: figures of the whole run come at the
+    end.
+
+    Args:
+        folder: of the run.
+        writer: TensorBoard's events.
+        resumed_at: last step that training goes on from.
+    """
+
+    def __init__(
+        self, folder: str | Path, writer: EventWriter | None = None, *, resumed_at: int | None = None
+    ) -> None:
+        self._writer = writer
+        self._table = HealthTable(folder, resumed_at=resumed_at)
+        self._history: list[Snapshot] = []
+        self._stride, self._seen, self._drawn = 1, 0, 0
+        self._curves: dict[str, list[str]] = {}
+        self._full: Snapshot | None = None
+        self._last: Snapshot | None = None
+        self._findings: list[Finding] = []
+
+    def add(self, snapshot: Snapshot) -> None:
+        """One more snapshot."""
+        self._table.add(snapshot)
+        self._remember(snapshot)
+        if self._writer is None:
+            return
+        self._writer.scalars(self._scalars(snapshot), snapshot.step)
+        if snapshot.full:
+            for kind in KINDS:
+                self._histogram(kind, snapshot)
+        if self._seen & (self._seen - 1) == 0 and self._seen >= 4:  # at the 4th, 8th, 16th, …
+            self.draw()
+
+    def say(self, findings: Sequence[Finding], step: int) -> None:
+        """Advice, at the step it is given."""
+        if self._writer is None or not findings:
+            return
+        self._findings += findings
+        self._writer.text(
+            tags.advice(),
+            "\n".join(f"- **{f.severity} {f.code}** {f.sentence()} *{f.remedy}*" for f in findings),
+            step,
+        )
+
+    def draw(self) -> None:
+        """The figures, as of now."""
+        last = self._last
+        if self._writer is None or last is None or last.step == self._drawn:
+            return
+        self._drawn = last.step
+        for kind in ("activations", "activation gradients", "gradients", "parameters"):
+            if last.kind(kind):
+                tag = tags.figure(
+                    f"exponents by layer/{kind}",
+                    "Rows: layers. Across: magnitudes as powers of two; dark: many. Above: what each format "
+                    "holds (pale: as subnormal numbers). What lies outside a band would be lost in that "
+                    "format.",
+                )
+                self._writer.image(tag, figures.exponents(last, kind).png(), last.step)
+        maps = (
+            ("headroom by layer", figures.headroom_map, "Rows: layers. Across: steps. Dark: near overflow."),
+            ("underflow by layer", figures.underflow_map, "Rows: layers. Across: steps. Dark: subnormal."),
+        )
+        chosen: tuple[Kind, ...] = ("activations", "activation gradients")
+        for name, draw, says in maps:
+            for kind in chosen:
+                if last.kind(kind):
+                    tag = tags.figure(f"{name}/{kind}", says)
+                    self._writer.image(tag, draw(self._history, kind).png(), last.step)
+
+    def close(self) -> None:
+        """The figures of the whole run, and the rest of the table."""
+        self.draw()
+        self._table.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- details ---------------------------------------------------------------------------------------
+
+    def _remember(self, snapshot: Snapshot) -> None:
+        """Keep it for the heatmaps, without what they do not show."""
+        self._last = snapshot
+        self._seen += 1
+        if (self._seen - 1) % self._stride == 0:
+            kept = {
+                k: s for k, s in snapshot.groups.items() if k[0] in ("activations", "activation gradients")
+            }
+            self._history.append(replace(snapshot, groups=kept, levels={}, casts=()))
+        if len(self._history) > _HISTORY:
+            self._history = self._history[::2]
+            self._stride *= 2
+
+    def _scalars(self, snapshot: Snapshot) -> dict[tags.Tag, float]:
+        values: dict[tags.Tag, float] = {}
+        for kind in KINDS:
+            groups = snapshot.kind(kind)
+            ups = [up for s in groups.values() if (up := s.headroom_up()) is not None]
+            if ups and kind != "updates":
+                values[tags.headroom(kind)] = min(ups)
+            if kind != "updates" and groups:
+                values[tags.subnormal(kind)] = max(
+                    s.subnormals / s.live if s.live else 0 for s in groups.values()
+                )
+            for name in WHAT_IF if snapshot.full and kind in ("activations", "gradients") else ():
+                made = [s.what_if[name] for s in groups.values() if name in s.what_if]
+                if made:
+                    values[tags.what_if("overflow", name, kind)] = max(m.overflow for m in made)
+                    values[tags.what_if("underflow", name, kind)] = max(m.underflow for m in made)
+        lost = {layer: u.update.lost_share for layer, u in snapshot.updates.items()}
+        ratios = {layer: u.update.ratio for layer, u in snapshot.updates.items()}
+        levels = {layer: growth(v) or 0.0 for layer, v in snapshot.levels.items() if len(v) >= 8}
+        dead = {layer: d / n for layer, (d, n) in snapshot.dead.items() if n}
+        rms = {layer: s.rms for layer, s in snapshot.kind("gradients").items()}
+        for name, tag, found in (
+            ("lost", tags.lost_updates, lost),
+            ("ratio", tags.update_ratio, ratios),
+            ("growth", tags.growth, levels),
+            ("dead", tags.dead_units, dead),
+            ("rms", tags.gradient_rms, rms),
+        ):
+            for layer in self._chosen(name, found):
+                value = found.get(layer)
+                if value is not None and math.isfinite(value):
+                    values[tag(layer)] = value
+        return values
+
+    def _chosen(self, name: str, found: dict[str, float]) -> list[str]:
+        """Layers whose curve is drawn: all of a small model; of a large one those that were largest at some
+        time, so that no curve begins and ends at every step."""
+        known = self._curves.setdefault(name, [])
+        room = _CURVES - len(known)
+        if room > 0:
+            new = [layer for layer in found if layer not in known]
+            if len(new) > room:
+                new = sorted(new, key=lambda layer: -found[layer])[: max(room // 2, 1)]
+            known += new
+        return known
+
+    def _histogram(self, kind: Kind, snapshot: Snapshot) -> None:
+        """All elements of a kind by binary exponent. Zeros have none, and are left out."""
+        assert self._writer is not None
+        groups = [s for s in snapshot.kind(kind).values() if len(s.exponents) == 256 and s.live]
+        if not groups:
+            return
+        counts = sum((s.exponents[1:-1] for s in groups), start=groups[0].exponents[1:-1] * 0)
+        bias = groups[0].bias
+        edges = [float(b - bias) for b in range(1, len(counts) + 2)]
+        self._writer.histogram(tags.exponents(kind), edges, [float(c) for c in counts], snapshot.step)

@@ -1,0 +1,159 @@
+"""`health.parquet`: every measured figure of a run, a row per step, kind and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from castiron.data.files import written_atomically
+from castiron.health.dynamics import Update
+from castiron.health.snapshot import LayerUpdate, Snapshot, rows_of
+from castiron.health.statistics import WHAT_IF, Statistics, WhatIf, bins_of
+
+FILE = "health.parquet"
+
+_WHOLE = ("size", "zeros", "subnormals", "nans", "infinities", "wanted_updates", "lost_updates", "dead_units",
+          "units")  # fmt: skip
+_REAL = ("largest", "smallest", "rms", "headroom_up", "headroom_down", "update_ratio", "moment_underflow",
+         "moment_overflow", "growth")  # fmt: skip
+
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("kind", pa.dictionary(pa.int8(), pa.string())),
+        ("layer", pa.dictionary(pa.int32(), pa.string())),
+        ("dtype", pa.dictionary(pa.int8(), pa.string())),
+        *((name, pa.int64()) for name in _WHOLE),
+        *((name, pa.float64()) for name in _REAL),
+        ("first_exponent", pa.int16()),
+        ("exponents", pa.list_(pa.int64())),
+        *(
+            (f"{name}/{figure}", pa.int16() if figure == "scale" else pa.float32())
+            for name in WHAT_IF
+            for figure in ("overflow", "underflow", "subnormal", "snr_db", "scale", "scaled_underflow",
+                           "scaled_subnormal", "scaled_snr_db")
+        ),
+    ]
+)  # fmt: skip
+"""`exponents` are the bins from `first_exponent` on (biased as float32's, or float64's) to the last that is
+filled."""
+
+
+class HealthTable:
+    """Writes the rows of snapshots. The file is whole at any time: it is rewritten when as much is new as
+    is there, and at the end.
+
+    Args:
+        folder: of the run.
+        resumed_at: last step that training goes on from; rows of later steps happened to nobody.
+    """
+
+    def __init__(self, folder: str | Path, *, resumed_at: int | None = None) -> None:
+        self.path = Path(folder) / FILE
+        self._resumed_at = resumed_at
+        self._rows: list[dict[str, Any]] = []
+        self._written = 0
+        if self.path.exists():
+            if resumed_at is None:
+                self.path.unlink()
+            else:
+                self._written = pq.ParquetFile(self.path).metadata.num_rows
+
+    def add(self, snapshot: Snapshot) -> None:
+        """One more snapshot."""
+        self._rows += rows_of(snapshot)
+        if len(self._rows) >= max(self._written, 2000):
+            self.flush()
+
+    def flush(self) -> None:
+        """Have the file hold everything."""
+        if not self._rows:
+            return
+        fresh = pa.Table.from_pylist(self._rows, SCHEMA)
+        with written_atomically(self.path) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as out:
+            total = 0
+            for batch in self._old():
+                out.write_table(batch)
+                total += batch.num_rows
+            out.write_table(fresh)
+        self._written, self._rows = total + fresh.num_rows, []
+        self._resumed_at = None
+
+    def _old(self) -> Iterator[pa.Table]:
+        if not self.path.exists():
+            return
+        with pq.ParquetFile(self.path) as file:
+            for i in range(file.num_row_groups):
+                group = file.read_row_group(i)
+                if self._resumed_at is not None:
+                    group = group.filter(pa.compute.less_equal(group["step"], self._resumed_at))
+                yield group.cast(SCHEMA)
+
+
+def read(folder: str | Path) -> list[Snapshot]:
+    """The snapshots of a run, from its `health.parquet`; what a table does not hold (levels, casts) is left
+    out. Empty where there is no such file."""
+    path = Path(folder) / FILE
+    if not path.exists():
+        return []
+    steps: dict[
+        int, tuple[dict[Any, Statistics], dict[str, LayerUpdate], dict[str, tuple[int, int]], bool]
+    ] = {}
+    for row in pq.read_table(path).to_pylist():
+        groups, updates, dead, full = steps.get(row["step"], ({}, {}, {}, False))
+        exponents = np.zeros(bins_of(row["dtype"]), np.int64)
+        first = row["first_exponent"]
+        exponents[first : first + len(row["exponents"])] = row["exponents"]
+        made: dict[str, WhatIf] = {}
+        for name in WHAT_IF:
+            if row[f"{name}/overflow"] is not None:
+                full = True
+                made[name] = _what_if(name, row)
+        layer = row["layer"]
+        finite = row["size"] - int(exponents[-1])
+        groups[row["kind"], layer] = Statistics(
+            row["dtype"],
+            row["size"],
+            exponents,
+            row["zeros"],
+            row["nans"],
+            row["largest"],
+            row["smallest"],
+            row["rms"] ** 2 * finite,
+            made,
+        )
+        if row["wanted_updates"] is not None:
+            moved = Update(row["wanted_updates"], row["lost_updates"], _number(row["update_ratio"]))
+            updates[layer] = LayerUpdate(moved, row["dtype"])
+        if row["units"] is not None:
+            dead[layer] = (row["dead_units"], row["units"])
+        steps[row["step"]] = (groups, updates, dead, full)
+    return [
+        Snapshot(step, groups=g, updates=u, dead=d, full=f) for step, (g, u, d, f) in sorted(steps.items())
+    ]
+
+
+def _what_if(name: str, row: dict[str, Any]) -> WhatIf:
+    def figure(of: str) -> float:
+        return _number(row[f"{name}/{of}"])
+
+    return WhatIf(
+        name,
+        figure("overflow"),
+        figure("underflow"),
+        figure("subnormal"),
+        figure("snr_db"),
+        int(row[f"{name}/scale"]),
+        figure("scaled_underflow"),
+        figure("scaled_subnormal"),
+        figure("scaled_snr_db"),
+    )
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

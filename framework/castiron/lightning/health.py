@@ -1,0 +1,197 @@
+"""Numerical health of any Lightning training: measured every so many steps, told where people look."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.optim import Optimizer
+
+from castiron.diagnostics import Finding
+from castiron.health.recorder import HealthRecorder
+from castiron.health.snapshot import ScaleHealth, Snapshot
+from castiron.health.writer import EventWriter
+from castiron.lightning.logger import RunLogger
+from castiron.lightning.precision import PrecisionPlugin
+from castiron.policy import PrecisionPolicy
+from castiron.torch.health.monitor import HealthMonitor
+
+_LOG = logging.getLogger("castiron")
+
+
+class NumericHealth(pl.Callback):
+    """Measures activations, gradients, parameters, optimizer state and updates at every `health.every`-th
+    step, and says what they foretell (N520 to N527).
+
+    What is measured goes to TensorBoard's Health pages and to `health.parquet`, in the folder of castiron's
+    logger; with another logger into `log_dir`, and scalars to that logger. Only the first rank measures.
+
+    Put it after `NumericGuard`, and before what compiles the model.
+
+    Args:
+        policy: whose `health` section counts; None: that of the trainer's precision plugin, else the default.
+        folder: where `health.parquet` goes; None: the logger's folder.
+        writer: TensorBoard's events; None: those of castiron's logger, where it is used.
+        on_findings: called with advice as it comes; None: logged as warnings of the logger
+            `castiron`.
+        held: how many steps were held so far.
+        resumed_at: last step that the training goes on from.
+    """
+
+    def __init__(
+        self,
+        policy: PrecisionPolicy | str | Mapping[str, Any] | None = None,
+        *,
+        folder: str | Path | None = None,
+        writer: EventWriter | None = None,
+        on_findings: Callable[[Sequence[Finding]], None] | None = None,
+        held: Callable[[], int] | None = None,
+        resumed_at: int | None = None,
+    ) -> None:
+        self._declared = None if policy is None else PrecisionPolicy.model_validate(policy)
+        self._folder = None if folder is None else Path(folder)
+        self._writer = writer
+        self._on_findings = on_findings
+        self._held = held or (lambda: 0)
+        self._resumed_at = resumed_at
+        self._recorder: HealthRecorder | None = None
+        self._begun = 0
+        self._updating = False
+        self.monitor: HealthMonitor | None = None
+        """What measures; None before training starts, and on other ranks than the first."""
+        self.findings: list[Finding] = []
+        """Everything that was said so far."""
+
+    @property
+    def last(self) -> Snapshot | None:
+        """The latest snapshot."""
+        return self.monitor.last if self.monitor is not None else None
+
+    # --- start and end -----------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        plugin = trainer.precision_plugin
+        own = plugin.policy if isinstance(plugin, PrecisionPlugin) else None
+        policy = self._declared or own or PrecisionPolicy.preset("float32")
+        if self.monitor is not None:
+            self.monitor.remove()
+        self.monitor = HealthMonitor(getattr(module, "precision_root", module), (), policy)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.monitor is None:
+            return
+        self.monitor.use(trainer.optimizers)
+        if self._recorder is None:
+            folder, writer = self._folder, self._writer
+            logger = trainer.logger
+            if isinstance(logger, RunLogger):
+                folder, writer = folder or logger.run.path, writer or logger.experiment
+            if folder is None and trainer.log_dir is not None:
+                folder = Path(trainer.log_dir)
+            if folder is not None:
+                resumed = self._resumed_at
+                if resumed is None and trainer.global_step:
+                    resumed = trainer.global_step
+                self._recorder = HealthRecorder(folder, writer, resumed_at=resumed)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        # A full disk is no reason to hide what stopped the training.
+        with contextlib.suppress(OSError):
+            self._close()
+
+    def _close(self) -> None:
+        if self.monitor is not None:
+            self.monitor.remove()
+        if self._recorder is not None:
+            recorder, self._recorder = self._recorder, None
+            recorder.close()
+
+    # --- a step ------------------------------------------------------------------------------------
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.monitor is not None and batch_idx % trainer.accumulate_grad_batches == 0:
+            if self.monitor.active:
+                self.monitor.discard()  # the step before never came to its end
+            self._begun, self._updating = trainer.global_step, False
+            self.monitor.begin(self._begun)
+
+    def on_before_backward(self, trainer: pl.Trainer, module: pl.LightningModule, loss: Tensor) -> None:
+        if self.monitor is not None and self.monitor.active:
+            self.monitor.see_loss(loss)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self.monitor is not None and self.monitor.active:
+            self._updating = True
+            self.monitor.before_update(_scaling(trainer))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        monitor = self.monitor
+        if monitor is None or not monitor.active or not self._updating:
+            return
+        if trainer.global_step > self._begun:
+            snapshot = monitor.end(held=self._held())
+            if snapshot is not None:
+                self._record(trainer, snapshot)
+        else:
+            monitor.discard(held=self._held(), scaling=_scaling(trainer))
+        found = monitor.news()
+        if found:
+            self.findings += found
+            if self._recorder is not None:
+                self._recorder.say(found, trainer.global_step)
+            if self._on_findings is not None:
+                self._on_findings(found)
+            else:
+                for f in found:
+                    _LOG.warning("%s", f)
+
+    def _record(self, trainer: pl.Trainer, snapshot: Snapshot) -> None:
+        if self._recorder is not None:
+            self._recorder.add(snapshot)
+        for logger in trainer.loggers:
+            if not isinstance(logger, RunLogger):
+                logger.log_metrics(summary_of(snapshot), snapshot.step)
+
+
+def summary_of(snapshot: Snapshot) -> dict[str, float]:
+    """A few figures of a snapshot, for any logger: the worst over all layers."""
+    values: dict[str, float] = {}
+    for kind in ("activations", "activation gradients", "gradients", "parameters"):
+        ups = [up for s in snapshot.kind(kind).values() if (up := s.headroom_up()) is not None]
+        if ups:
+            values[f"health/headroom/{kind}"] = min(ups)
+    if snapshot.updates:
+        values["health/lost_updates"] = max(u.update.lost_share for u in snapshot.updates.values())
+    return values
+
+
+def _scaling(trainer: pl.Trainer) -> ScaleHealth:
+    """The loss scale of the precision plugin. Waits for the device where the loss is scaled."""
+    plugin = trainer.precision_plugin
+    if not isinstance(plugin, PrecisionPlugin) or not plugin.loss_scaler.active:
+        return ScaleHealth("none")
+    counts = plugin.loss_scaler.counts()
+    floor = getattr(plugin.policy.scaling, "min", 1.0)
+    return ScaleHealth(
+        plugin.loss_scaler.kind,
+        plugin.loss_scaler.get_scale(),
+        float(floor),
+        counts["overflows"],
+        counts["at_floor"],
+    )
