@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from case_kit import Training, broken
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Batch = dict[str, Tensor]
 
@@ -755,6 +756,167 @@ def infinite_gradient_before_clipping() -> Training:
         return Scaled.apply(model(batch["x"], batch["keep"])).sum()
 
     return Training(model=model, batches=[{"x": features(), "keep": keep}], loss_of=loss_of, clip_norm=1.0)
+
+
+# --- more of each kind -------------------------------------------------------------------------------------
+
+
+class Pooled(nn.Module):
+    """An LSTM whose states are pooled over the positions that are there."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 5, batch_first=True)
+        self.head = nn.Linear(5, 2)
+        self.how = how
+
+    def forward(self, x: Tensor, length: Tensor) -> Tensor:
+        there = (torch.arange(x.shape[1]) < length[:, None])[..., None]
+        states, _ = self.lstm(x)
+        if self.how == "mean":
+            return self.head((states * there).sum(1) / there.sum(1))
+        return self.head(states.masked_fill(~there, float("-inf")).max(1).values)
+
+
+def sequences(how: str) -> Training:
+    model = Pooled(how)
+    length = torch.tensor([7, 3, 5, 0, 6, 4])
+    batch = {"x": torch.randn(6, 7, 4), "length": length, "y": torch.zeros(6, dtype=torch.long)}
+
+    def loss_of(batch: Batch) -> Tensor:
+        return F.cross_entropy(model(batch["x"], batch["length"]), batch["y"])
+
+    return Training(model=model, batches=[batch], loss_of=loss_of)
+
+
+@broken(
+    "The mean over an empty sequence",
+    "No position is there: the sum of nothing over a count of 0.",
+    code="N502", phase="forward", event="zero-over-zero", op="div", module="", line="there.sum(1)", rows=[3],
+)  # fmt: skip
+def mean_of_an_empty_sequence() -> Training:
+    return sequences("mean")
+
+
+@broken(
+    "The maximum over an empty sequence",
+    "Every position is masked with -inf, which is what comes out; the next layer multiplies it by weights of "
+    "either sign.",
+    code="N503", phase="forward", event="zero-times-inf", op="linear", module="head", rows=[3],
+)  # fmt: skip
+def maximum_of_an_empty_sequence() -> Training:
+    return sequences("max")
+
+
+@broken(
+    "A gradient penalty where the gradient is 0",
+    "The penalty takes the norm of a gradient by hand; where every ReLU is dead that gradient is 0, and the "
+    "second backward meets the slope of sqrt at 0.",
+    code="N504", phase="backward", event="domain", op="SqrtBackward0", line=".sqrt()",
+)  # fmt: skip
+def gradient_penalty() -> Training:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    with torch.no_grad():
+        model[0].bias.fill_(-9.0)
+
+    def loss_of(batch: Batch) -> Tensor:
+        x = batch["x"].clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return (slope.pow(2).sum(1).sqrt() - 1).square().mean()
+
+    return Training(model=model, batches=[{"x": features()}], loss_of=loss_of)
+
+
+@broken(
+    "A root inside of a checkpointed block",
+    "Forward runs twice, backward once; the line is the one in the block.",
+    code="N504", phase="backward", event="domain", op="SqrtBackward0", line="abs().sqrt()", rows=[5],
+)  # fmt: skip
+def checkpointed_block() -> Training:
+    model = nn.ModuleDict({"body": nn.Linear(4, 4), "head": nn.Linear(4, 1)})
+    keep = torch.ones(8, 1)
+    keep[5] = 0
+
+    def loss_of(batch: Batch) -> Tensor:
+        def block(x: Tensor) -> Tensor:
+            return (model["body"](x) * batch["keep"]).abs().sqrt()
+
+        return model["head"](checkpoint(block, batch["x"], use_reentrant=False)).square().mean()
+
+    return Training(model=model, batches=[{"x": features(), "keep": keep}], loss_of=loss_of)
+
+
+@broken(
+    "A division in place",
+    "The divisor is 0 in one row, and what was divided is overwritten.",
+    code="N504", phase="forward", event="domain", op="div_", module="", line="h.div_", rows=[2],
+)  # fmt: skip
+def division_in_place() -> Training:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+            h = self.linear(x).clone()
+            h.div_(scale)
+            return h
+
+    model = Scaled()
+    scale = torch.ones(8, 1)
+    scale[2] = 0
+    return Training(
+        model=model,
+        batches=[{"x": features(), "scale": scale}],
+        loss_of=lambda b: model(b["x"], b["scale"]).square().mean(),
+    )
+
+
+@broken(
+    "Weight normalisation of a row of zeros",
+    "The direction of a weight of length 0 is 0/0.",
+    code="N504", phase="forward", event="domain", op="_weight_norm", module="parametrizations.weight.0",
+)  # fmt: skip
+def weight_norm_of_zeros() -> Training:
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    with torch.no_grad():
+        model.parametrizations.weight.original1[1] = 0
+    return Training(model=model, batches=[{"x": features()}], loss_of=lambda b: model(b["x"]).square().mean())
+
+
+@broken(
+    "A NaN that is written in the code",
+    "A default for missing values, and nobody filled it in.",
+    code="N506", phase="forward", event="inherited", op="full", line="torch.full",
+)  # fmt: skip
+def a_nan_in_the_code() -> Training:
+    model = nn.Linear(4, 1)
+
+    def loss_of(batch: Batch) -> Tensor:
+        weights = torch.full((8,), float("nan"))
+        return (model(batch["x"])[:, 0].square() * weights).mean()
+
+    return Training(model=model, batches=[{"x": features()}], loss_of=loss_of)
+
+
+@broken(
+    "An image of another scale, in front of a BatchNorm",
+    "The loss is finite: only the running variance overflows, and stays infinite for every later batch.",
+    code="N501", phase="forward", event="overflow", op="batch_norm", module="1", rows=[2],
+)  # fmt: skip
+def image_of_another_scale() -> Training:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+    images = torch.randn(5, 3, 8, 8)
+    images[2] *= 1e30
+    batch = {"x": images, "y": torch.zeros(5, dtype=torch.long)}
+    return Training(model=model, batches=[batch], loss_of=lambda b: F.cross_entropy(model(b["x"]), b["y"]))
 
 
 # --- what does not come back -------------------------------------------------------------------------------

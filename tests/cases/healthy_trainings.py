@@ -169,3 +169,51 @@ def an_infinity_that_where_takes_out_again() -> Training:
         return torch.where(h > 0, safe.log(), 0.0).sum()
 
     return Training(model=model, batches=[{"x": torch.randn(8, 4)}] * 2, loss_of=loss_of)
+
+
+@healthy()
+def nan_in_the_padding_of_a_packed_sequence() -> Training:
+    """What is padded is never read; and -inf as the padding of a maximum is on purpose."""
+    model = nn.LSTM(4, 4, batch_first=True)
+
+    def loss_of(batch: Batch) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(
+            batch["x"], batch["length"], batch_first=True, enforce_sorted=False
+        )
+        states, _ = nn.utils.rnn.pad_packed_sequence(
+            model(packed)[0], batch_first=True, padding_value=float("-inf")
+        )
+        return states.max(1).values.square().mean()
+
+    x = torch.randn(3, 6, 4)
+    x[1, 4] = float("nan")
+    return Training(model=model, batches=[{"x": x, "length": torch.tensor([6, 2, 4])}] * 2, loss_of=loss_of)
+
+
+@healthy(*ALL)
+def a_transformer_with_a_sequence_that_is_all_padding() -> Training:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.1)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def loss_of(batch: Batch) -> Tensor:
+        out = model(batch["x"], src_key_padding_mask=batch["padding"])
+        return out[~batch["padding"]].float().square().mean()
+
+    padding = torch.zeros(4, 6, dtype=torch.bool)
+    padding[2] = True
+    return Training(
+        model=model, batches=[{"x": torch.randn(4, 6, 8), "padding": padding}] * 2, loss_of=loss_of
+    )
+
+
+@healthy()
+def distances_and_angles_at_zero() -> Training:
+    """`cdist`, `atan2` and `var` have gradients there."""
+    model = nn.Linear(4, 4)
+
+    def loss_of(batch: Batch) -> Tensor:
+        h = model(batch["x"])
+        angles = torch.atan2(h * 0, h.detach() * 0)
+        return torch.cdist(h, h).sum() + angles.sum() + h.var()
+
+    return Training(model=model, batches=[{"x": torch.zeros(8, 4)}] * 2, loss_of=loss_of)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from castiron.torch.replay import blame
 from castiron.torch.replay.optimizers import inspect_optimizers
-from castiron.torch.replay.recorder import Recorder, recording
+from castiron.torch.replay.recorder import Recorder, ran_compiled, recording
 from castiron.torch.replay.rows import bad_rows, batch_rows, select
 from castiron.torch.replay.step import ReplayStep
 from castiron.torch.replay.tracker import Origin
@@ -59,7 +59,7 @@ class _Replay:
             seen = self._seen(loss)
             if seen:
                 return self._explain(recorder, loss, seen, i)
-        return inspect_optimizers(step) or blame.not_reproduced(step, self._is_compiled())
+        return inspect_optimizers(step) or blame.not_reproduced(step, ran_compiled())
 
     # --- running -------------------------------------------------------------------------------------
 
@@ -129,9 +129,6 @@ class _Replay:
             rows = _named(batch, indices)
         micro = i if len(self.step.batches) > 1 else None
         return found.attribution.model_copy(update={"rows": tuple(rows), "micro_batch": micro})
-
-    def _is_compiled(self) -> bool:
-        return any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.paths)
 
 
 def _named(batch: Any, indices: Sequence[int]) -> list[BadRow]:

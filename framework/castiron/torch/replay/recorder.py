@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.loss import _Loss
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from castiron.torch.replay.backward import BackwardRecord, is_backward
@@ -139,14 +138,16 @@ class Recorder(TorchFunctionMode):
 @contextlib.contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
     """Everything that runs within is recorded; compiled functions run eagerly."""
-    entered = register_module_forward_pre_hook(recorder._enter_module)
-    left = register_module_forward_hook(recorder._leave_module, always_call=True)
+    hooks = []
+    for module in recorder._paths:  # hooks on all modules of the process make torch.compile warn
+        hooks.append(module.register_forward_pre_hook(recorder._enter_module, prepend=True))
+        hooks.append(module.register_forward_hook(recorder._leave_module, always_call=True))
     try:
         with _eager(), recorder:
             yield
     finally:
-        entered.remove()
-        left.remove()
+        for hook in hooks:
+            hook.remove()
         recorder.backward.close()
 
 
@@ -156,3 +157,9 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+def ran_compiled() -> bool:
+    """Whether torch.compile has compiled anything in this process."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return utils is not None and utils.counters["frames"]["ok"] > 0
