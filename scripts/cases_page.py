@@ -16,9 +16,9 @@ HEAD = """\
 # Broken trainings
 
 Every training on this page is a few lines that somebody might have written, and goes wrong. castiron holds
-the step (nothing of it is applied), runs it again, and names the first operation that gave a bad result though
-its operands were good. Each is a test (`tests/cases`), under the policies that are named; the blocks are what it
-prints. The page is written by `python scripts/cases_page.py`.
+the step (nothing of it is applied), runs it again, and names the first operation that gave a bad result
+though its operands were good. Each is a test (`tests/cases`), under the policies that are named; the blocks
+are what it prints. The page is written by `python scripts/cases_page.py`.
 """
 
 

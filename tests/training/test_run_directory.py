@@ -80,6 +80,16 @@ def test_runs_that_are_not_there(tmp_path):
     )
 
 
+def test_a_run_is_found_by_its_name_alone_where_only_one_recipe_has_it(tmp_path: Path) -> None:
+    for recipe, name in (("a", "first"), ("b", "first"), ("b", "second")):
+        run = RunDirectory.create(tmp_path, recipe, name)
+        (run.path / "config.yaml").write_text("recipe: x\n")
+    assert RunDirectory.open("second", tmp_path).name == "b/second"
+    assert RunDirectory.open("b/first", tmp_path).name == "b/first"
+    with pytest.raises(RunError, match="Several recipes have a run of this name: a/first, b/first"):
+        RunDirectory.open("first", tmp_path)
+
+
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     run = made(tmp_path)
     run.write_json("plan.json", {"a": 1})

@@ -101,7 +101,8 @@ class RunDirectory:
 
     @classmethod
     def open(cls, run: str | Path, runs: Path) -> RunDirectory:
-        """An existing run, given as a path or as `<recipe>/<name>` (or `<recipe>`: its latest) below `runs`.
+        """An existing run: a path, or below `runs` `<recipe>/<name>`, a `<name>` that only one recipe has, or
+        `<recipe>` for its latest.
 
         Raises:
             RunError: there is none (X818), with near misses; or what a run must have is missing.
@@ -114,6 +115,9 @@ class RunDirectory:
         for path in (Path(runs) / run, Path(run)):
             if path.is_dir() and (last := latest(path)) is not None:
                 return last
+        named = [r for r in all_runs(runs) if r.path.name == str(run)]
+        if len(named) == 1:
+            return named[0]
         if Path(run).is_dir() or (Path(runs) / run).is_dir():
             folder = Path(run) if Path(run).is_dir() else Path(runs) / run
             raise RunError(
@@ -122,7 +126,10 @@ class RunDirectory:
                 )
             )
         known = [f"{r.path.parent.name}/{r.path.name}" for r in all_runs(runs)]
-        remedy = did_you_mean(near(str(run), known))
+        if named:
+            remedy = f"Several recipes have a run of this name: {', '.join(r.name for r in named)}."
+        else:
+            remedy = did_you_mean(near(str(run), known))
         if not remedy and known:
             remedy = f"The latest runs are {', '.join(known[-3:])}."
         raise RunError(
