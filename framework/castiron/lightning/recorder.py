@@ -80,6 +80,8 @@ class Recorder(pl.Callback):
         if scale is not None:
             values[tags.loss_scale()] = scale
             self._check_scale(trainer)
+        if held := self.held():
+            values[tags.held_steps()] = held
         self._writer.scalars(values, step)
         row: dict[str, Any] = {"step": step, "epoch": round(epoch, 4), "train/loss": self.train_loss}
         row |= {"learning_rate" if not name else f"learning_rate/{name}": r for name, r in rates.items()}
