@@ -36,12 +36,16 @@ def _fixed_seed() -> Iterator[None]:
     assert (keras.config.floatx(), keras.config.dtype_policy().name) == before
 
 
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """castiron's cache directory of all these tests: a device is probed once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """castiron's cache directory of this test."""
-    path = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("CASTIRON_CACHE", str(path))
-    return path
+def cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CASTIRON_CACHE", str(shared_cache))
+    return shared_cache
 
 
 @pytest.fixture

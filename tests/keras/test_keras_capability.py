@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from castiron.keras.switches import matmul_switches, snapshot
 from castiron.policy.sections import MatmulSection
 
 
-def test_a_cpu_is_probed_and_the_result_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_is_probed_and_the_result_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CASTIRON_CACHE", str(tmp_path))
     monkeypatch.setattr(capability, "FAMILIES", ("matmul", "attention", "lstm"))
     found = capability.device_capability("cpu")
     assert found.device == "cpu"

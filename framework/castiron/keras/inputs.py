@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from castiron.diagnostics import DataError, Place, finding
-from castiron.keras.dtypes import dtype_name, is_float, tensorflow_dtype, tensorflow_name
+from castiron.keras.dtypes import NARROW, dtype_name, is_float, tensorflow_dtype, tensorflow_name
 from castiron.policy import PrecisionPolicy
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def cast_inputs(batch: Any, policy: PrecisionPolicy, schema: Schema | None = Non
     sequences keep their types. An array comes back as the very same object where nothing was changed.
 
     Args:
-        role: of leaves that the schema does not name.
+        role: of leaves that the schema does not name. Without one a float32 leaf stays float32 also under
+            `*-true` policies, and the layers narrow it.
 
     Raises:
         DataError: an array of Python objects (D117), of text (D101) or of other things (D118), or a value
@@ -68,6 +69,8 @@ class _Cast:
     def __init__(self, policy: PrecisionPolicy, schema: Schema | None) -> None:
         self.feature = tensorflow_name(policy.param)
         self.target = tensorflow_name(policy.loss)
+        # Features and targets cannot be told apart: a layer narrows what it takes by itself.
+        self.unknown = "float32" if self.feature in NARROW else self.feature
         self.roles = {field.name: field.role for field in schema.fields} if schema is not None else {}
 
     def __call__(self, leaf: Any, path: str, role: str) -> Any:
@@ -85,7 +88,9 @@ class _Cast:
         return leaf
 
     def _wanted(self, role: str) -> str:
-        return self.target if role in ("target", "weight") else self.feature
+        if role in ("target", "weight"):
+            return self.target
+        return self.feature if role else self.unknown
 
     def _array(self, array: np.ndarray, path: str, role: str) -> np.ndarray:
         if array.dtype.kind in "OUSMm" or (array.dtype.kind == "V" and not _is_number(array.dtype)):

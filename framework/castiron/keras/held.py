@@ -1,0 +1,104 @@
+"""The held steps of one loop: replayed, recorded, and responded to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, finding
+from castiron.keras.replay import ReplayStep, attribute
+from castiron.keras.transaction import Forward, StepCore
+from castiron.policy import Plan
+from castiron.policy.sections import GuardSection
+from castiron.training.held import Origin, Verdict, describe_held, incident_of
+from castiron.training.incident import Incident
+from castiron.training.responses import Responses
+
+
+class HeldSteps:
+    """What follows a held step.
+
+    Args:
+        plan: the plan in force; its policy's `guard` section counts.
+        origin: row number to a place in a file.
+        folder: where incidents are kept; None: nowhere.
+
+    Raises:
+        ConfigError: the response needs more than this wing has (X815).
+    """
+
+    def __init__(
+        self, core: StepCore, plan: Plan, origin: Origin | None = None, folder: str | Path | None = None
+    ) -> None:
+        check_response(plan.policy.guard)
+        self._core, self._plan, self._origin = core, plan, origin
+        self._folder = None if folder is None else Path(folder)
+        self.responses = Responses(plan.policy.guard)
+        self.incidents: list[Incident] = []
+        """One for each held step."""
+        self.facts: dict[str, Any] = {}
+        """What running a step again needs to know beside its tensors; `kind` says what it is of."""
+
+    def respond(
+        self,
+        forward: Forward,
+        batches: Sequence[Any],
+        verdict: Verdict,
+        committed: int,
+        scale: Finding | None = None,
+        *,
+        epoch: int = 0,
+    ) -> Finding:
+        """Replay a held step, record what is to blame, and do what the policy says.
+
+        Args:
+            committed: optimizer steps applied before it.
+            scale: what the loss scaler has to say; S401 ends training whatever the response.
+
+        Returns:
+            What is to blame, where training goes on.
+
+        Raises:
+            NumericIncident: the response is to raise, the budget is spent (N510), or the loss scale stands at
+                its floor (S401).
+        """
+        step = ReplayStep(self._core, forward, batches, verdict, self._core.scaler.get_scale())
+        attribution = attribute(step)
+        decision = self.responses.decide(committed, attribution)
+        before = [*([scale] if scale is not None and scale.severity == "error" else []), *decision.findings]
+        response = "raise" if before else decision.response
+        incident = incident_of(
+            attribution,
+            step=committed,
+            epoch=epoch,
+            policy=str(self._plan.policy),
+            verdict=verdict,
+            response=response,
+            origin=self._origin,
+        )
+        self.incidents.append(incident)
+        path = None
+        if self._folder is not None:
+            from castiron.keras.incidents import store
+
+            path = store(incident, step, self._folder, plan=self._plan, facts=self.facts, origin=self._origin)
+        found = describe_held(verdict, committed, self._plan.policy.guard.watch, incident=incident)
+        if response == "raise":
+            raise NumericIncident([*before, found], incident=incident, path=path)
+        return found
+
+
+def check_response(section: GuardSection) -> None:
+    """Refuse a response that this wing does not carry out, rather than not carry it out."""
+    if section.response not in ("raise", "hold"):
+        raise ConfigError(
+            finding(
+                "X815",
+                "The TensorFlow wing does not do that.",
+                place=Place(key="guard.response"),
+                expected="raise, hold",
+                received=section.response,
+                remedy="Choose one of those.",
+            )
+        )

@@ -1,0 +1,5 @@
+"""Replay: a held step run again, eagerly and under instrumentation, until it is known what to blame."""
+
+from castiron.keras.replay.attribution import ReplayStep, attribute
+
+__all__ = ["ReplayStep", "attribute"]

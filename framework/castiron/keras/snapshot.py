@@ -1,0 +1,47 @@
+"""What a step changes before its optimizer does, kept so that a held step leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+class Snapshot:
+    """Variables as they were before a step: read in the graph, and written back in the graph.
+
+    Reading costs nothing: TensorFlow copies a variable's buffer only when it is written to while somebody
+    still holds the value that was read.
+
+    Args:
+        variables: tf.Variables; each once.
+    """
+
+    def __init__(self, variables: Sequence[Any]) -> None:
+        self.variables = list({id(v): v for v in variables}.values())
+
+    def take(self) -> list[Any]:
+        """The present values."""
+        return [tf.identity(v) for v in self.variables]
+
+    def put_back(self, values: Sequence[Any]) -> None:
+        """Write values that `take` gave back, bit for bit."""
+        for variable, value in zip(self.variables, values, strict=True):
+            variable.assign(value)
+
+
+def volatile_variables(model: Any) -> list[Any]:
+    """tf.Variables that a forward pass may change: statistics, recurrent states, seeds, metrics of layers.
+
+    Everything that the model holds and does not train, and the process's own seed generator, which layers
+    without a seed draw from.
+    """
+    trained = {id(v) for v in model.trainable_variables}
+    found = [v._value for v in model.variables if id(v) not in trained]
+    for layer in model._flatten_layers():
+        states = getattr(layer, "states", None)
+        if states is not None:
+            found += [s._value for s in tf.nest.flatten(states) if hasattr(s, "_value")]
+        found += [g.state._value for g in getattr(layer, "_seed_generators", ())]
+    return list({id(v): v for v in found}.values())

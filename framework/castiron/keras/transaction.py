@@ -1,0 +1,459 @@
+"""A training step that is applied whole or not at all, in one compiled function.
+
+with transaction(model, optimizer, "bf16-mixed", clip_norm=1.0) as step:
+    for batch in batches:
+        outcome = step(loss_of, batch)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from castiron.diagnostics import ConfigError, Finding, Place, finding
+from castiron.keras.capability import device_capability
+from castiron.keras.dtypes import dtype_name, tensorflow_name
+from castiron.keras.guard import KNOWN, UPDATED, all_finite, flags, sum_of_squares, verdict_of
+from castiron.keras.inputs import cast_inputs
+from castiron.keras.loss import check_loss
+from castiron.keras.modules import describe, own_variables, stored_dtype, variables, walk
+from castiron.keras.precision import Precision, apply
+from castiron.keras.scaling import Scaler, make_scaler
+from castiron.keras.snapshot import Snapshot, volatile_variables
+from castiron.keras.switches import matmul_switches
+from castiron.keras.updates import Updates
+from castiron.policy import Plan, PrecisionPolicy, resolve
+from castiron.policy.sections import DynamicScaling
+from castiron.training.held import Origin, Verdict
+
+LossOf = Callable[[Any], Any]
+"""Batch → scalar loss: forward pass and loss, nothing else. Traced: give the same function each time."""
+Forward = Callable[[Any], tuple[Any, Any]]
+"""Batch → scalar loss, and whatever `committed` is to have."""
+Committed = Callable[[list[tuple[Any, Any, Any]]], None]
+"""Called in the graph where a step is applied, with (batch, loss, what forward gave) of each micro-batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a compiled step gave, as tensors."""
+
+    loss: Any
+    """Mean of the losses of the micro-batches."""
+    committed: Any
+    """Whether the step was applied: boolean."""
+    flagged: Any
+    """For each watched tensor, whether it is not finite: boolean [n]."""
+    calibrating: Any
+    """Whether the loss scale could still fall before the step: boolean."""
+
+
+class StepCore:
+    """The graph of a transaction: forward, loss, backward, one decision, then commit or hold.
+
+    Built into any function that TensorFlow compiles, or run eagerly; it starts no session of its own.
+
+    Args:
+        model: whose trainable variables are trained; the plan is applied to it.
+        updates: the optimizer at work on them.
+        clip_norm: largest global norm of the gradients.
+        decay: what is added to gradients (weight decay), after clipping.
+        jobs: variables beside the model's and the optimizer's that a held step must leave alone.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        updates: Updates,
+        policy: PrecisionPolicy,
+        scaler: Scaler,
+        *,
+        clip_norm: float | None = None,
+        decay: Callable[[Any, Any], Any] | None = None,
+        jobs: Sequence[Any] = (),
+    ) -> None:
+        check_watch(policy)
+        self.jit_compile = False
+        """Whether the function that this is built into is compiled by XLA; replay then does as XLA does."""
+        self.model, self.updates, self.policy, self.scaler = model, updates, policy, scaler
+        self.clip_norm, self._decay = clip_norm, decay
+        self.snapshot = Snapshot([*volatile_variables(model), *jobs])
+        names = {id(v): n for n, v in variables(model).items()}
+        self._names = [names.get(id(v), v.path) for v in updates.parameters]
+        self._buffers = _watched_buffers(model)
+        self.names: list[tuple[str, str]] = []
+        """(what, name) of each flag of the function that was traced last."""
+        self._names_by_count: dict[int, list[tuple[str, str]]] = {}
+
+    def run(
+        self,
+        forward: Forward,
+        batches: Sequence[Any],
+        committed: Committed | None = None,
+        *,
+        watched: bool = True,
+    ) -> StepResult:
+        """One step, in the graph.
+
+        Args:
+            batches: the micro-batches, one or more; gradients are their mean.
+            watched: False applies the step whatever it gives (`guard.every`).
+        """
+        before = self.snapshot.take()
+        calibrating = self.scaler.may_fall()
+        seen, gradients = self._compute(forward, batches)
+        losses = [loss for _, loss, _ in seen]
+        loss = losses[0] if len(losses) == 1 else tf.add_n(losses) / len(losses)
+        present = [g for g in gradients if g is not None]
+        squares = sum_of_squares(present)
+        watch: dict[str, dict[str, Any]] = {}
+        if "loss" in self.policy.guard.watch:
+            watch["loss"] = {f"micro-batch {i}": x for i, x in enumerate(losses)}
+        good = all_finite(list(watch["loss"].values())) if "loss" in watch else tf.constant(True)
+        if "buffers" in self.policy.guard.watch and self._buffers:
+            watch["buffers"] = {n: tf.convert_to_tensor(v._value) for n, v in self._buffers.items()}
+            good = tf.logical_and(good, all_finite(list(watch["buffers"].values())))
+        if "gradients" in self.policy.guard.watch or self.scaler.active:
+            watch["gradients"] = {n: g for n, g in zip(self._names, gradients, strict=True) if g is not None}
+            gradients_good = all_finite(present, squares)
+        else:
+            gradients_good = tf.constant(True)
+        if self.scaler.active:
+            # A loss that is not finite says nothing about the scale.
+            tf.cond(good, lambda: self._rescale(gradients_good), lambda: tf.constant(0))
+        good = tf.logical_and(good, gradients_good)
+        updated = UPDATED & set(self.policy.guard.watch)
+        self.names = [(what, name) for what, tensors in watch.items() for name in tensors]
+        late_names = self._updated_names(updated)
+        early = len(self.names)
+        clean = tf.zeros([early + len(late_names)], tf.bool)
+        self.names += late_names
+
+        def commit() -> tuple[Any, Any]:
+            kept = self._before_update() if updated else None
+            self._update(gradients, squares)
+            if kept is None:
+                if committed is not None:
+                    committed(seen)
+                return tf.constant(True), clean
+            after = self._updated_tensors(updated)
+            fine = all_finite(list(after.values()))
+
+            def keep() -> tuple[Any, Any]:
+                if committed is not None:
+                    committed(seen)
+                return tf.constant(True), clean
+
+            def undo() -> tuple[Any, Any]:
+                late = flags({"updated": after})
+                kept[0].put_back(kept[1])
+                self.snapshot.put_back(before)
+                return tf.constant(False), tf.concat([clean[:early], late], 0)
+
+            found: tuple[Any, Any] = tf.cond(fine, keep, undo)
+            return found
+
+        def hold() -> tuple[Any, Any]:
+            flagged = tf.concat([flags(watch), tf.zeros([len(late_names)], tf.bool)], 0)
+            self.snapshot.put_back(before)
+            return tf.constant(False), flagged
+
+        if not watched and not self.scaler.active:
+            applied, flagged = commit()
+        else:
+            applied, flagged = tf.cond(good, commit, hold)
+        self._names_by_count[len(batches)] = self.names
+        return StepResult(loss, applied, flagged, calibrating)
+
+    def verdict(self, flagged: Any, micro_batches: int = 1) -> Verdict:
+        """The verdict of a step that was not applied, on the host."""
+        return verdict_of(self._names_by_count[micro_batches], flagged)
+
+    def is_expected(self, verdict: Verdict, calibrating: Any) -> bool:
+        """Whether it is what calibrating a loss scale looks like: gradients overflowed, all else is finite,
+        and the scale could still fall."""
+        scaling = getattr(self.scaler, "scaling", None)
+        return verdict.gradients_only and isinstance(scaling, DynamicScaling) and bool(calibrating)
+
+    # --- parts -------------------------------------------------------------------------------------
+
+    def _compute(
+        self, forward: Forward, batches: Sequence[Any]
+    ) -> tuple[list[tuple[Any, Any, Any]], list[Any]]:
+        """(batch, loss, outputs) of each micro-batch, and the unscaled mean gradients, dense."""
+        seen: list[tuple[Any, Any, Any]] = []
+        total: list[Any] | None = None
+        wide = tensorflow_name(self.policy.accumulate)
+        for batch in batches:
+            # One after the other: together they would need the memory of all.
+            with tf.control_dependencies([g for g in total or () if g is not None]):
+                loss, outputs, gradients = self._gradients(forward, batch)
+            seen.append((batch, loss, outputs))
+            narrow = [
+                None if g is None else tf.cast(g, wide) if g.dtype.size < tf.as_dtype(wide).size else g
+                for g in gradients
+            ]
+            if total is None:
+                total = narrow
+            else:
+                total = [_add(a, b) for a, b in zip(total, narrow, strict=True)]
+        assert total is not None
+        if len(batches) > 1:
+            total = [None if g is None else g / len(batches) for g in total]
+        return seen, self.scaler.unscale(total)
+
+    def _gradients(self, forward: Forward, batch: Any) -> tuple[Any, Any, list[Any]]:
+        parameters = self.updates.parameters
+        with tf.GradientTape() as tape:
+            loss, outputs = forward(batch)
+            if loss.shape.rank != 0:
+                raise ValueError(f"Expected a scalar loss. Received one of shape {tuple(loss.shape)}.")
+            check_loss(loss, self.policy)
+            scaled = self.scaler.scale(loss)
+        gradients = tape.gradient(scaled, [v._value for v in parameters])
+        return loss, outputs, [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+
+    def _rescale(self, gradients_good: Any) -> Any:
+        self.scaler.update(tf.logical_not(gradients_good))
+        return tf.constant(0)
+
+    def _update(self, gradients: Sequence[Any], squares: Any) -> None:
+        if self.clip_norm is not None:
+            norm = tf.sqrt(2.0 * squares)
+            # As torch.nn.utils.clip_grad_norm_ has it. A norm that overflows is taken again, scaled down.
+            norm = tf.cond(tf.math.is_finite(norm), lambda: norm, lambda: _large_norm(gradients, norm.dtype))
+            factor = tf.minimum(self.clip_norm / (norm + 1e-6), 1.0)
+            gradients = [None if g is None else g * tf.cast(factor, g.dtype) for g in gradients]
+        if self._decay is not None:
+            pairs = zip(gradients, self.updates.parameters, strict=True)
+            gradients = [None if g is None else self._decay(g, v._value) for g, v in pairs]
+        self.updates.apply(gradients)
+
+    def _before_update(self) -> tuple[Snapshot, list[Any]]:
+        kept = Snapshot([*(v._value for v in self.updates.parameters), *self.updates.variables()])
+        return kept, kept.take()
+
+    def _updated_tensors(self, updated: frozenset[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "parameters" in updated:
+            pairs = zip(self._names, self.updates.parameters, strict=True)
+            found |= {n: tf.convert_to_tensor(v._value) for n, v in pairs}
+        if "optimizer" in updated:
+            found |= {
+                v.path: tf.convert_to_tensor(v._value)
+                for v in self.updates.optimizer.variables
+                if tf.as_dtype(stored_dtype(v)).is_floating and v.shape.rank
+            }
+        return found
+
+    def _updated_names(self, updated: frozenset[str]) -> list[tuple[str, str]]:
+        names: list[tuple[str, str]] = []
+        if "parameters" in updated:
+            names += [("parameters", n) for n in self._names]
+        if "optimizer" in updated:
+            names += [
+                ("optimizer", v.path)
+                for v in self.updates.optimizer.variables
+                if tf.as_dtype(stored_dtype(v)).is_floating and v.shape.rank
+            ]
+        return names
+
+
+@contextlib.contextmanager
+def transaction(
+    model: Any,
+    optimizer: Any,
+    policy: PrecisionPolicy | str | Mapping[str, Any] = "float32",
+    *,
+    clip_norm: float | None = None,
+    jit_compile: bool = False,
+    origin: Origin | None = None,
+    incidents: str | Path | None = None,
+    seed: int = 0,
+) -> Iterator[Transaction]:
+    """Within it, `step(loss_of, batch)` is a whole training step under a policy, or nothing.
+
+    The policy is resolved against the model and its device, and applied; the switches of matrix products are
+    put back at the end. A step casts its inputs, runs forward, loss and backward in the declared formats,
+    scales and unscales, looks at losses, gradients (before clipping) and what else `guard.watch` says, clips,
+    and steps the optimizer, all in one compiled function. A step that is not finite is held: parameters,
+    optimizer state, statistics, recurrent states and seeds are as before it, bit for bit; what is to blame is
+    found by replay, and the policy's `guard.response` follows.
+
+    Args:
+        model: a built Keras model.
+        optimizer: a Keras optimizer that has not been built.
+        policy: a policy, a preset's name, a short string, or a mapping.
+        clip_norm: largest global norm of the gradients.
+        jit_compile: compile with XLA.
+        origin: row number of a batch's `row` field to a place in a file, for messages.
+        incidents: a folder; each held step is written there as `step-N/`.
+        seed: of stochastic rounding.
+
+    Raises:
+        PlanError, HardwareError: the policy does not fit the model, or the device.
+        ConfigError: the response, or what is watched, is something this loop does not have (X815).
+        NumericIncident: from a step; it was held and the response says so, the budget of held steps is spent
+            (N510), or the loss scale stands at its floor (S401).
+    """
+    given = PrecisionPolicy.model_validate(policy)
+    with matmul_switches(given.matmul):
+        yield Transaction(model, optimizer, given, clip_norm, jit_compile, origin, incidents, seed)
+
+
+@dataclass(slots=True)
+class StepOutcome:
+    """What became of a step."""
+
+    loss: Any
+    """The loss: mean over the micro-batches."""
+    committed: bool
+    """Whether the step was applied."""
+    verdict: Verdict = field(default_factory=lambda: Verdict(False))
+    """What the guard saw."""
+    skipped: str | None = None
+    """Why an expected overflow was held; None otherwise."""
+    finding: Finding | None = None
+    """What is to blame where the step was held for more than that."""
+
+
+class Transaction:
+    """`step` of a `transaction`: call it with a loss and a batch. Made by `transaction`."""
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        policy: PrecisionPolicy,
+        clip_norm: float | None,
+        jit_compile: bool,
+        origin: Origin | None,
+        incidents: str | Path | None,
+        seed: int,
+    ) -> None:
+        from castiron.keras.held import HeldSteps
+
+        plan, notes = resolve(policy, describe(model), device_capability())
+        precision: Precision = apply(model, plan)
+        self.plan: Plan = plan
+        """The policy, resolved against this model and device."""
+        self.findings: list[Finding] = [*notes, *precision.findings]
+        """What there is to say that does not stop training: of the plan, and of held steps."""
+        updates = Updates(optimizer, model.trainable_variables, policy, seed=seed)
+        self.scaler = make_scaler(policy.scaling)
+        self.core = StepCore(model, updates, policy, self.scaler, clip_norm=clip_norm)
+        self.core.jit_compile = jit_compile
+        self._policy, self._jit = policy, jit_compile
+        self._held = HeldSteps(self.core, plan, origin, incidents)
+        self._compiled: dict[tuple[Any, bool], Any] = {}
+        self._tried = 0
+        self.committed = 0
+        """Steps that were applied."""
+        self.overflows = 0
+        """Steps held because gradients overflowed while the loss scale could still fall."""
+
+    @property
+    def held(self) -> int:
+        """Steps held so far, expected overflows not among them."""
+        return len(self._held.incidents)
+
+    @property
+    def incidents(self) -> list[Any]:
+        """The records of the held steps, expected overflows not among them."""
+        return self._held.incidents
+
+    def __call__(self, loss_of: LossOf, *batches: Any) -> StepOutcome:
+        """One step.
+
+        Args:
+            loss_of: batch → scalar loss; traced once, so give the same function each time.
+            batches: the micro-batches of this step, one or more; gradients are their mean.
+
+        Raises:
+            NumericIncident: see `transaction`. Nothing of the step was applied.
+        """
+        if not batches:
+            raise ValueError("Expected one batch or more. Received none.")
+        cast = [tf.nest.map_structure(tf.convert_to_tensor, cast_inputs(b, self._policy)) for b in batches]
+        self._tried += 1
+        every = self._policy.guard.every
+        watched = every == 1 or self._tried % every == 1
+        result = self._function(loss_of, watched)(cast)
+        outcome = StepOutcome(result["loss"], bool(result["committed"]))
+        if outcome.committed:
+            self.committed += 1
+            return outcome
+        verdict = outcome.verdict = self.core.verdict(result["flagged"], len(batches))
+        scale = self.scaler.check() if verdict.gradients_only else None
+        if self.core.is_expected(verdict, result["calibrating"]):
+            self.overflows += 1
+            outcome.skipped = f"gradients overflowed; the loss scale is now {self.scaler.get_scale():g}"
+            return outcome
+        outcome.finding = self._held.respond(
+            lambda batch: (loss_of(batch), None), cast, verdict, self.committed, scale
+        )
+        self.findings.append(outcome.finding)
+        return outcome
+
+    def _function(self, loss_of: LossOf, watched: bool) -> Any:
+        key = (loss_of, watched)
+        if key not in self._compiled:
+
+            def step(batches: list[Any]) -> dict[str, Any]:
+                result = self.core.run(lambda b: (loss_of(b), None), batches, watched=watched)
+                return {
+                    "loss": result.loss,
+                    "committed": result.committed,
+                    "flagged": result.flagged,
+                    "calibrating": result.calibrating,
+                }
+
+            self._compiled[key] = tf.function(
+                step, jit_compile=self._jit or None, reduce_retracing=True, autograph=False
+            )
+        return self._compiled[key]
+
+
+def check_watch(policy: PrecisionPolicy) -> None:
+    """Refuse to be asked to watch what this wing does not, rather than not watch it (X815)."""
+    if odd := [w for w in policy.guard.watch if w not in KNOWN]:
+        raise ConfigError(
+            finding(
+                "X815",
+                "The TensorFlow wing does not watch that.",
+                place=Place(key="guard.watch"),
+                expected=", ".join(KNOWN),
+                received=", ".join(odd),
+                remedy="Leave it out: a bad activation that matters reaches the loss or a gradient.",
+            )
+        )
+
+
+def _watched_buffers(model: Any) -> dict[str, Any]:
+    """Floating-point buffers. One that is not finite from the start is so on purpose: a mask of -inf."""
+    own = {id(v) for _, layer in walk(model) for v in own_variables(layer)[1]}
+    return {
+        n: v
+        for n, v in variables(model).items()
+        if id(v) in own
+        and tf.as_dtype(dtype_name(v._value.dtype)).is_floating
+        and bool(np.isfinite(np.asarray(v._value.numpy(), "float64")).all())
+    }
+
+
+def _large_norm(gradients: Sequence[Any], dtype: Any) -> Any:
+    present = [tf.cast(g, dtype) for g in gradients if g is not None]
+    largest = tf.reduce_max(
+        tf.stack([tf.reduce_max(tf.abs(g)) for g in present if g.shape.num_elements() != 0])
+    )
+    return largest * tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(g / largest)) for g in present]))
+
+
+def _add(a: Any, b: Any) -> Any:
+    return b if a is None else a if b is None else a + b
