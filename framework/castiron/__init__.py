@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         RunError,
     )
     from castiron.policy import Plan, PrecisionPolicy
+    from castiron.training.audit import AuditReport
+    from castiron.training.auditing import assert_precision, audit
 
 _HOMES = {
     "castiron.diagnostics": (
@@ -31,11 +33,14 @@ _HOMES = {
         "ManifestError", "NumericIncident", "PlanError", "RunError",
     ),
     "castiron.policy": ("Plan", "PrecisionPolicy"),
+    "castiron.training.audit": ("AuditReport",),
+    "castiron.training.auditing": ("assert_precision", "audit"),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AuditError",
+    "AuditReport",
     "CastironError",
     "ConfigError",
     "DataError",
@@ -48,6 +53,8 @@ __all__ = [
     "PrecisionPolicy",
     "RunError",
     "__version__",
+    "assert_precision",
+    "audit",
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from castiron.cli import (
+    audit,
     board,
     configs,
     data,
@@ -69,6 +70,8 @@ for name, command in (
     ("predict", predict.predict),
     ("replay", replay.replay),
     ("validate", validate.validate),
+    ("audit", audit.audit),
+    ("verify", audit.verify),
     ("doctor", doctor.doctor),
     ("rules", rules.rules),
     ("board", board.board),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from castiron.policy import DeviceCapability
+from castiron.policy import DeviceCapability, PrecisionPolicy
 from castiron.torch.capability import device_capability
+from castiron.training.audit import AuditReport
 from castiron.training.backend import BackendName, Job, Outcome, Preview, Remedies, Replayed, Split
 from castiron.training.config import RunConfig
 from castiron.training.incident_folder import IncidentFolder
@@ -35,6 +36,17 @@ class LightningBackend:
         from castiron.lightning import session
 
         return session.evaluate(job, splits)
+
+    def audit(self, job: Job) -> AuditReport:
+        from castiron.lightning import session
+
+        return session.audit(job)
+
+    def audit_model(self, model: Any, inputs: Sequence[str], policy: PrecisionPolicy) -> AuditReport:
+        from castiron.torch.audit import audit
+        from castiron.torch.audit.spec import example
+
+        return audit(model, example(inputs), policy)
 
     def predict(self, job: Job, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
         from castiron.lightning import session

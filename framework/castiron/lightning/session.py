@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from castiron.lightning.auditing import audit_recipe, first_batch
 from castiron.lightning.checkpoints import load_weights
 from castiron.lightning.loaders import TorchLoader
 from castiron.lightning.module import RecipeModule
@@ -15,6 +16,9 @@ from castiron.policy import resolve
 from castiron.torch.capability import device_capability
 from castiron.torch.determinism import deterministic_algorithms, seed_everything, threads
 from castiron.torch.modules import describe
+from castiron.torch.optimizers import build_optimizer
+from castiron.torch.updates import guard_updates
+from castiron.training.audit import AuditReport
 from castiron.training.backend import Job, Outcome, Preview, Split
 from castiron.training.preparation import make_batches, prepare
 
@@ -35,6 +39,21 @@ def preview(job: Job) -> Preview:
         steps=total_steps(config, batches),
         findings=tuple(notes),
     )
+
+
+def audit(job: Job) -> AuditReport:
+    config = job.config.trainer
+    with _session(job):
+        prepared = prepare(job, ("train",))
+        module = RecipeModule(prepared.recipe, job.config.precision)
+        layers = describe(module.precision_root)
+        plan, _ = resolve(job.config.precision, layers, device_capability(config.device))
+        optimizer = module.recipe.optimizer(module.model) or build_optimizer(
+            module.model, module.recipe.run.optimizer
+        )
+        guard_updates(optimizer, job.config.precision)
+        batch = first_batch(TorchLoader(prepared.batches["train"]))
+        return audit_recipe(module, batch, plan, [optimizer])
 
 
 def fit(job: Job) -> Outcome:

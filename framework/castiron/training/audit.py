@@ -164,7 +164,7 @@ class AuditReport(BaseModel):
             problem = str(e).splitlines()[0]
             raise RunError(
                 finding(
-                    "C601",
+                    "F329",
                     f"The certificate of the audit cannot be read: {problem}",
                     place=Place(file=str(file)),
                     expected="an audit.json as castiron writes it",
@@ -175,7 +175,7 @@ class AuditReport(BaseModel):
     def _repr_html_(self) -> str:
         from castiron.diagnostics.html import report_fragment
 
-        return report_fragment(self.headline(), self.findings)
+        return report_fragment(f"Audit {self.headline()}", self.findings, self.share("flops"))
 
     def headline(self) -> str:
         """The verdict in a line."""

@@ -18,7 +18,8 @@ def judge(found: Iterable[Finding], enforce: EnforceSection) -> tuple[list[Findi
     """Findings with the severity that the config gives them. → those to report, those waived.
 
     `ignore` and `per_module` name codes (`F301`) or families (`F3`); `# castiron: ignore[F301]` on the line
-    of a finding waives that code there, `# castiron: ignore` all of them. What `select` leaves out is neither.
+    of a finding waives that code there, `# castiron: ignore` all of them. What `select` leaves out is
+    neither.
     """
     kept: list[Finding] = []
     waived: list[Finding] = []

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from castiron.policy import PrecisionPolicy
     from castiron.policy.hardware import DeviceCapability
     from castiron.policy.plan import Plan
+    from castiron.training.audit import AuditReport
     from castiron.training.config import RunConfig
     from castiron.training.incident import Attribution, Incident
     from castiron.training.incident_folder import IncidentFolder
@@ -229,6 +230,12 @@ class Backend(Protocol):
 
     def evaluate(self, job: Job, splits: Sequence[Split] = ("test",)) -> dict[str, dict[str, float]]:
         """`{split: {metric: value}}` of `job.checkpoint`, in the run's own policy."""
+
+    def audit(self, job: Job) -> AuditReport:
+        """Trace one training step of the recipe, and hold it against the plan; train nothing."""
+
+    def audit_model(self, model: Any, inputs: Sequence[str], policy: PrecisionPolicy) -> AuditReport:
+        """Trace one step of any model of the framework on inputs of these formats (`float32[8,16,3]`)."""
 
     def predict(self, job: Job, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
         """One JSON-ready mapping per input. A text is the recipe's text field; a mapping names its fields."""

@@ -234,7 +234,9 @@ def autoencoder():
 
 @clean
 def upsampling():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(4, 1, 1))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(4, 1, 1)
+    )
     return {"model": model, "batch": torch.rand(4, 1, 8, 8), "loss": squares}
 
 
@@ -335,7 +337,9 @@ def scaled_attention():
 
         def forward(self, x):
             q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
-            return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+            return self.out(
+                F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+            )
 
     return {"model": Attend(), "batch": torch.randn(4, 6, 8), "loss": squares}
 
@@ -415,7 +419,11 @@ def binary_with_logits():
     def loss(outputs, batch):
         return F.binary_cross_entropy_with_logits(outputs.float().squeeze(-1), torch.ones(16))
 
-    return {"model": nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)), "batch": torch.randn(16, 8), "loss": loss}
+    return {
+        "model": nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)),
+        "batch": torch.randn(16, 8),
+        "loss": loss,
+    }
 
 
 @clean
@@ -458,19 +466,32 @@ def rms_norm_and_gating():
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
-            self.norm, self.up, self.gate, self.down = nn.RMSNorm(8), nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+            self.norm, self.up, self.gate, self.down = (
+                nn.RMSNorm(8),
+                nn.Linear(8, 16),
+                nn.Linear(8, 16),
+                nn.Linear(16, 8),
+            )
 
         def forward(self, x):
             y = self.norm(x)
             return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
-    return {"model": nn.Sequential(Gated(), Gated(), nn.Linear(8, 4)), "batch": torch.randn(4, 6, 8), "loss": squares}
+    return {
+        "model": nn.Sequential(Gated(), Gated(), nn.Linear(8, 4)),
+        "batch": torch.randn(4, 6, 8),
+        "loss": squares,
+    }
 
 
 @clean
 def prelu_and_weight_norm():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(8, 16))
-    return {"model": nn.Sequential(layer, nn.PReLU(), nn.Linear(16, 4)), "batch": torch.randn(16, 8), "loss": classes}
+    return {
+        "model": nn.Sequential(layer, nn.PReLU(), nn.Linear(16, 4)),
+        "batch": torch.randn(16, 8),
+        "loss": classes,
+    }
 
 
 @clean

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 
 def case(code: str, policy: Any = "float32") -> Callable[[Any], Any]:
-    """A case: a function that gives `model`, `batch` and more arguments of `audit`; `# fault` marks the line."""
+    """A case: a function that gives the arguments of `audit`; `# fault` marks the line."""
 
     def keep(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
         CASES.append((code, policy, make))

@@ -13,8 +13,10 @@ RULES: tuple[Rule, ...] = (
         code="F301",
         name="implicit-promotion",
         severity="warning",
-        what="An operation got floating-point tensors of different formats, and computed in the widest of them.",
-        why="torch promotes elementwise operations in silence: one float64 constant turns everything after it "
+        what="An operation got floating-point tensors of different formats, and computed in the widest of "
+        "them.",
+        why="torch promotes elementwise operations in silence: one float64 constant turns everything after "
+        "it "
         "into float64, a float32 parameter added to bfloat16 activations undoes mixed precision.",
         remedy="Make the operand in the format of the other: x.new_tensor(...), parameter.to(x.dtype), or "
         "torch.from_numpy(array).to(x.dtype).",
@@ -26,7 +28,8 @@ RULES: tuple[Rule, ...] = (
         name="float64-undeclared",
         severity="error",
         what="A float64 tensor is made or computed with, and the policy declares none.",
-        why="NumPy, default_collate of Python floats and torch.tensor(np.float64(1)) give float64. It computes two "
+        why="NumPy, default_collate of Python floats and torch.tensor(np.float64(1)) give float64. It "
+        "computes two "
         "to four times slower on a CPU and up to 64 times slower on a GPU, and spreads to what it meets.",
         remedy="State the format where the tensor is made (dtype=torch.float32), or declare float64.",
         bad="def forward(self, x):\n    return self.head(x).double().tanh()",
@@ -36,8 +39,10 @@ RULES: tuple[Rule, ...] = (
         code="F303",
         name="compute-not-as-planned",
         severity="error",
-        what="A matrix product, convolution, recurrent layer or attention computes in another format than planned.",
-        why="Frameworks follow the operands, not the declaration: the speed, the memory and the rounding that were "
+        what="A matrix product, convolution, recurrent layer or attention computes in another format than "
+        "planned.",
+        why="Frameworks follow the operands, not the declaration: the speed, the memory and the rounding "
+        "that were "
         "declared are not what runs, and nothing says so.",
         remedy="Give the operands the planned format, or declare a layer rule for this module.",
         bad="def forward(self, x):  # bf16-mixed\n    with torch.autocast('cpu', dtype=torch.float16):\n"
@@ -49,7 +54,8 @@ RULES: tuple[Rule, ...] = (
         name="cast-in-user-code",
         severity="warning",
         what="Code casts a tensor to another format than the plan has there (.float(), .half(), .to(dtype)).",
-        why="The cast goes before the policy: what follows it runs in a format that nobody declared. To a narrower "
+        why="The cast goes before the policy: what follows it runs in a format that nobody declared. To a "
+        "narrower "
         "format it also loses digits or range.",
         remedy="Remove the cast and declare the format: a layer rule or an island.",
         bad="def forward(self, x):\n    return self.head(x).half().tanh()",
@@ -60,7 +66,8 @@ RULES: tuple[Rule, ...] = (
         name="autocast-switched-off",
         severity="error",
         what="Code switches autocast off around an operation that is planned in 16 bits.",
-        why="What is inside runs in the format of its operands, unseen by the policy, and mixed operands raise.",
+        why="What is inside runs in the format of its operands, unseen by the policy, and mixed operands "
+        "raise.",
         remedy="Remove torch.autocast(enabled=False), and declare the layers that are to stay wide: "
         'layers: {"head": {compute: float32}}.',
         bad="def forward(self, x):  # bf16-mixed\n    with torch.autocast('cpu', enabled=False):\n"
@@ -72,7 +79,8 @@ RULES: tuple[Rule, ...] = (
         name="operands-refused",
         severity="error",
         what="An operation is given operands of formats that its kernel does not take together.",
-        why="On real tensors it raises, with a message that names neither the layer nor the line (on fake and meta "
+        why="On real tensors it raises, with a message that names neither the layer nor the line (on fake "
+        "and meta "
         "tensors it passes).",
         remedy="Cast one operand to the format of the others before the operation.",
         bad="def forward(self, x):\n    return self.head(x.double())",
@@ -83,7 +91,8 @@ RULES: tuple[Rule, ...] = (
         name="dtype-error",
         severity="error",
         what="The framework stopped with an error about formats.",
-        why="Its message says which formats met in which kernel; castiron adds the layer, the line, the operands "
+        why="Its message says which formats met in which kernel; castiron adds the layer, the line, the "
+        "operands "
         "and what to do.",
         remedy="Cast the operand that is not in the planned format.",
         bad="def forward(self, x):\n    return F.embedding(x, self.head.weight)",
@@ -93,10 +102,13 @@ RULES: tuple[Rule, ...] = (
         code="F308",
         name="island-in-low-precision",
         severity="error",
-        what="An operation that the policy keeps wide (softmax, norm, exponential, sum, loss) gets 16-bit operands.",
-        why="Sums of 16-bit numbers stop growing at 256 (bfloat16) or 2,048 (float16) equal terms; exp overflows "
+        what="An operation that the policy keeps wide (softmax, norm, exponential, sum, loss) gets 16-bit "
+        "operands.",
+        why="Sums of 16-bit numbers stop growing at 256 (bfloat16) or 2,048 (float16) equal terms; exp "
+        "overflows "
         "float16 beyond 11.09; a variance loses all its digits.",
-        remedy="Leave the operation to the policy: no dtype= of 16 bits, no out= and no in-place form (these go "
+        remedy="Leave the operation to the policy: no dtype= of 16 bits, no out= and no in-place form "
+        "(these go "
         "round the islands). Or declare it: islands: {softmax: null}.",
         bad="def forward(self, x):  # bf16-mixed\n    return self.head(x).softmax(-1, dtype=torch.bfloat16)",
         good="def forward(self, x):  # bf16-mixed\n    return self.head(x).softmax(-1)",
@@ -106,7 +118,8 @@ RULES: tuple[Rule, ...] = (
         name="cast-ping-pong",
         severity="warning",
         what="A tensor is cast to another format and back with nothing computed between.",
-        why="It reads and writes the tensor twice for nothing, and a narrow format in between rounds every value.",
+        why="It reads and writes the tensor twice for nothing, and a narrow format in between rounds every "
+        "value.",
         remedy="Remove both casts.",
         bad="def forward(self, x):\n    return self.head(x.bfloat16().float())",
         good="def forward(self, x):\n    return self.head(x)",
@@ -127,7 +140,8 @@ RULES: tuple[Rule, ...] = (
         name="output-not-as-declared",
         severity="error",
         what="A layer, or the model, hands on another format than its row of the plan says.",
-        why="The next layer computes in what it is given; a result in a narrower format than declared has lost "
+        why="The next layer computes in what it is given; a result in a narrower format than declared has "
+        "lost "
         "digits that somebody relies on.",
         remedy="Remove the cast at the end of the layer's forward, or declare its `output`.",
         bad="def forward(self, x):\n    return self.head(x).bfloat16()",
@@ -138,7 +152,8 @@ RULES: tuple[Rule, ...] = (
         name="stored-not-as-planned",
         severity="error",
         what="A parameter, a buffer or a gradient is not in the format of the plan after a step.",
-        why="Code that replaces a tensor's data, or makes a tensor in its first forward, goes round the plan.",
+        why="Code that replaces a tensor's data, or makes a tensor in its first forward, goes round the "
+        "plan.",
         remedy="Make the tensor in __init__, and do not change its format afterwards.",
         bad="def forward(self, x):\n    self.head.bias.data = self.head.bias.data.half()\n"
         "    return x @ self.head.weight.T",
@@ -149,7 +164,8 @@ RULES: tuple[Rule, ...] = (
         name="optimizer-state-not-as-planned",
         severity="error",
         what="The optimizer keeps its state (moments, averages) in another format than the policy's `state`.",
-        why="torch's optimizers follow the parameter: bfloat16 moments lose updates below 1/256 of their size.",
+        why="torch's optimizers follow the parameter: bfloat16 moments lose updates below 1/256 of their "
+        "size.",
         remedy="Let castiron make or wrap the optimizer, or declare `state:`.",
         bad="optimizer = torch.optim.AdamW(model.bfloat16().parameters())  # state: float32 declared",
         good="optimizer = torch.optim.AdamW(model.parameters())",
@@ -158,8 +174,10 @@ RULES: tuple[Rule, ...] = (
         code="F314",
         name="master-weights-missing",
         severity="error",
-        what="The policy declares a wide master copy of narrow parameters, and the optimizer updates them directly.",
-        why="An update smaller than half a spacing of the weight rounds to nothing: with bfloat16 and a learning "
+        what="The policy declares a wide master copy of narrow parameters, and the optimizer updates them "
+        "directly.",
+        why="An update smaller than half a spacing of the weight rounds to nothing: with bfloat16 and a "
+        "learning "
         "rate of 1e-4 a weight of 1.0 never moves.",
         remedy="Pass the optimizer through castiron (Trainer, or castiron.torch's master weights).",
         bad="optimizer = torch.optim.SGD(model.bfloat16().parameters(), lr=1e-3)  # bf16-true",
@@ -170,19 +188,22 @@ RULES: tuple[Rule, ...] = (
         name="integer-in-small-float",
         severity="error",
         what="Integers (ids, positions, counts) are put into a float format that cannot hold them exactly.",
-        why="bfloat16 holds integers exactly up to 256, float16 up to 2,048, float32 up to 16,777,216: beyond it "
+        why="bfloat16 holds integers exactly up to 256, float16 up to 2,048, float32 up to 16,777,216: "
+        "beyond it "
         "id 2,909 becomes 2,912, which is another word.",
         remedy="Keep ids and counts as integers, or make them in float32.",
         bad="def forward(self, x):\n    positions = torch.arange(1000, dtype=torch.bfloat16)\n"
         "    return self.head(x) + positions.sum().float()",
-        good="def forward(self, x):\n    positions = torch.arange(1000)\n    return self.head(x) + positions.sum()",
+        good="def forward(self, x):\n    positions = torch.arange(1000)\n    return self.head(x) + "
+        "positions.sum()",
     ),
     Rule(
         code="F316",
         name="accumulation-in-low-precision",
         severity="warning",
         what="A sum is carried on, term by term, in a 16-bit tensor.",
-        why="Once the sum is 256 times (bfloat16) or 2,048 times (float16) a term, adding the term changes nothing.",
+        why="Once the sum is 256 times (bfloat16) or 2,048 times (float16) a term, adding the term changes "
+        "nothing.",
         remedy="Accumulate in float32: total = torch.zeros((), dtype=torch.float32).",
         bad="def forward(self, x):\n    total = torch.zeros((), dtype=torch.bfloat16)\n"
         "    for row in self.head(x):\n        total += row.mean().bfloat16()\n    return total.float()",
@@ -194,7 +215,8 @@ RULES: tuple[Rule, ...] = (
         name="loss-grows-by-broadcast",
         severity="error",
         what="Outputs and targets differ in shape, and the loss compares every one with every other.",
-        why="[B] against [B, 1] broadcasts to [B, B]: the model learns the mean of all targets. torch warns at "
+        why="[B] against [B, 1] broadcasts to [B, B]: the model learns the mean of all targets. torch "
+        "warns at "
         "most; a loss written by hand says nothing.",
         remedy="Give both one shape: outputs.squeeze(-1), or targets.unsqueeze(-1).",
         bad="F.mse_loss(outputs, targets)  # [16, 1] and [16]",
@@ -205,7 +227,8 @@ RULES: tuple[Rule, ...] = (
         name="batch-axis-lost",
         severity="error",
         what="No axis of the output is as long as the batch.",
-        why="A reshape across the batch axis mixes samples: (4, 14, 14) seen as (1, 784) gives one prediction for "
+        why="A reshape across the batch axis mixes samples: (4, 14, 14) seen as (1, 784) gives one "
+        "prediction for "
         "four images, without an error.",
         remedy="Keep the batch axis in every reshape: x.flatten(1), x.reshape(len(x), -1).",
         bad="def forward(self, x):\n    return self.head(x.reshape(-1, 8)[::2])",
@@ -257,7 +280,8 @@ RULES: tuple[Rule, ...] = (
         name="denormals-flushed",
         severity="warning",
         what="This process turns subnormal numbers into zero.",
-        why="A library built with -ffast-math may switch it on for everybody. Small gradients vanish earlier than "
+        why="A library built with -ffast-math may switch it on for everybody. Small gradients vanish "
+        "earlier than "
         "the format says.",
         remedy="torch.set_flush_denormal(False), after the libraries are imported.",
         bad="torch.set_flush_denormal(True)",
@@ -278,7 +302,8 @@ RULES: tuple[Rule, ...] = (
         name="repeated-weight-cast",
         severity="warning",
         what="The same weight is cast again and again within one forward pass.",
-        why="Every cast reads and writes the whole weight; autocast keeps one cast per pass only of parameters that "
+        why="Every cast reads and writes the whole weight; autocast keeps one cast per pass only of "
+        "parameters that "
         "it casts itself.",
         remedy="Cast once before the loop, or leave the cast to the policy.",
         bad="def forward(self, x):\n    for _ in range(4):\n"
@@ -299,9 +324,11 @@ RULES: tuple[Rule, ...] = (
         code="F327",
         name="not-traced",
         severity="error",
-        what="The model could not be run with the example batch, for a reason that has nothing to do with formats.",
+        what="The model could not be run with the example batch, for a reason that has nothing to do with "
+        "formats.",
         why="What does not run cannot be audited.",
-        remedy="Mend the error, or pass a batch that the model takes: castiron.audit(model, batch, loss=...).",
+        remedy="Mend the error, or pass a batch that the model takes: castiron.audit(model, batch, "
+        "loss=...).",
         bad="def forward(self, x):\n    return self.head(x[:, :3])",
         good="def forward(self, x):\n    return self.head(x)",
     ),
@@ -314,5 +341,13 @@ RULES: tuple[Rule, ...] = (
         remedy="Pass it: castiron.audit(model, batch, loss=..., optimizer=...).",
         bad="castiron.audit(model, batch)",
         good="castiron.audit(model, batch, loss=loss, optimizer=optimizer)",
+    ),
+    Rule(
+        code="F329",
+        name="certificate-unreadable",
+        severity="error",
+        what="The audit's certificate (audit.json) of a run is missing or cannot be read.",
+        why="What was not audited cannot be vouched for.",
+        remedy="Audit again: castiron audit CONFIG.",
     ),
 )

@@ -25,7 +25,7 @@ from castiron.torch.dtypes import torch_dtype
 from castiron.torch.inputs import cast_inputs
 from castiron.torch.modules import describe
 from castiron.torch.replay.names import computes
-from castiron.torch.switches import denormals_flushed, snapshot
+from castiron.torch.switches import snapshot
 from castiron.torch.trees import map_tensors
 from castiron.training.audit import AuditReport, merge, tally
 from castiron.training.audit_waivers import judge
@@ -159,7 +159,9 @@ def _about_the_trace(traced: Trace) -> list[Finding]:
     found = []
     if traced.kind == "real":
         found.append(
-            finding("F326", "the model needs numbers to run; one real step on a few rows was traced on a copy")
+            finding(
+                "F326", "the model needs numbers to run; one real step on a few rows was traced on a copy"
+            )
         )
     if not traced.has_loss and traced.failure is None:
         found.append(finding("F328", "no loss was given: its operations were not looked at"))
@@ -184,7 +186,9 @@ def _switches(policy: PrecisionPolicy, device: torch.device) -> list[Finding]:
                 )
     if state["denormals_flushed"]:
         found.append(
-            finding("F323", "this process flushes subnormal numbers to zero", expected="kept", received="zero")
+            finding(
+                "F323", "this process flushes subnormal numbers to zero", expected="kept", received="zero"
+            )
         )
     return found
 

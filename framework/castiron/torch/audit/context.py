@@ -145,8 +145,8 @@ def is_users_cast(op: Op) -> bool:
 def promoted(op: Op) -> tuple[torch.dtype, torch.dtype] | None:
     """The narrowest and the widest format that meet in a promoting operation; None where all agree.
 
-    As torch does it: among floating-point operands those with axes decide; scalars only where all are scalars,
-    or all with axes are integers.
+    As torch does it: among floating-point operands those with axes decide; scalars only where all are
+    scalars, or all with axes are integers.
     """
     dims = {v.dtype for v in op.operands if v.is_float and v.shape}
     zeros = {v.dtype for v in op.operands if v.is_float and not v.shape}

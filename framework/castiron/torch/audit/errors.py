@@ -47,13 +47,14 @@ TRANSLATIONS: tuple[Translation, ...] = (
     ),
     Translation(
         "F306", r"get_mkldnn_dtype: unsupported data type",
-        "oneDNN got a float64 state (h0 or c0) for a recurrent layer", "input, weights and states in one format",
+        "oneDNN got a float64 state (h0, c0) for a recurrent layer", "input, weights, states in one format",
         "Make the initial states like the input: x.new_zeros(...).",
     ),
     Translation(
         "F324", r"could not create a primitive descriptor for the LSTM",
         "oneDNN has no LSTM for this format on this CPU", "float32 or bfloat16",
-        "Give the LSTM a layer rule: layers: {lstm: {compute: float32}}; see that its states have its format.",
+        "Give the LSTM a layer rule: layers: {lstm: {compute: float32}}; see that its states have its "
+        "format.",
     ),
     Translation(
         "F306", r"mixed dtype \(CPU\): all inputs must share same datatype",
@@ -62,7 +63,8 @@ TRANSLATIONS: tuple[Translation, ...] = (
     ),
     Translation(
         "F307", r"result type (\w+) can't be cast to the desired output type (\w+)",
-        "a loss or an in-place operation computes in {0} and is to be stored as {1}", "a floating-point target",
+        "a loss or an in-place operation computes in {0} and is to be stored as {1}",
+        "a floating-point target",
         "Cast targets to float: labels.float().",
     ),
     Translation(
@@ -120,8 +122,10 @@ TRANSLATIONS: tuple[Translation, ...] = (
     ),
     Translation(
         "F307", r"expected dtype (\w+) for `?(\w+)`? but got dtype (\w+)",
-        "an operation wants {0} for '{1}' and got {2}: the model's format changed after the optimizer's first step",
-        "one format from the first step on", "Cast the model before the first step, or make the optimizer anew.",
+        "an operation wants {0} for '{1}' and got {2}: the model's format changed after the optimizer's "
+        "first step",
+        "one format from the first step on",
+        "Cast the model before the first step, or make the optimizer anew.",
     ),
     Translation(
         "F319", r"binary_cross_entropy and torch\.nn\.BCELoss are unsafe to autocast",
@@ -129,7 +133,7 @@ TRANSLATIONS: tuple[Translation, ...] = (
         "Use binary_cross_entropy_with_logits on the outputs before the sigmoid.",
     ),
     Translation(
-        "F306", r"(?:Expected query, key, and value to have the same dtype|expected .* to have the same dtype)",
+        "F306", r"(?:Expected query, key, and value|expected .*) to have the same dtype",
         "an operation got operands of several formats", "operands of one format", _CAST,
     ),
     Translation(
@@ -138,7 +142,7 @@ TRANSLATIONS: tuple[Translation, ...] = (
         "Use torch.finfo(x.dtype).min for masks.",
     ),
     Translation(
-        "F306", r"(?:self|scatter|index_\w+)\S*: [Ee]xpected self\.?(?:_?dtype)? ?.*to (?:be equal to|have the same)",
+        "F306", r"(?:scatter|index_\w+)\S*: [Ee]xpected self.*to (?:be equal to|have the same)",
         "values are written into a tensor of another format", "values in the format of the tensor", _CAST,
     ),
     Translation(
@@ -159,7 +163,12 @@ def translate(message: str) -> Callable[..., Finding] | None:
 
             def make(*, t: Translation = t, groups: list[str] = groups, **where: Any) -> Finding:
                 return finding(
-                    t.code, t.says.format(*groups), expected=t.expected, remedy=t.remedy, error=message, **where
+                    t.code,
+                    t.says.format(*groups),
+                    expected=t.expected,
+                    remedy=t.remedy,
+                    error=message,
+                    **where,
                 )
 
             return make

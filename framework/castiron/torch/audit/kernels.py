@@ -1,7 +1,7 @@
 """What is known of torch's operations: their kinds, and which formats a kernel takes together.
 
-Fake tensors cannot be asked: a Linear of float32 weights on a float64 input passes on them, and raises on real
-ones. The table of refusals is held against the real kernels of the installed version by a test.
+Fake tensors cannot be asked: a Linear of float32 weights on a float64 input passes on them, and raises on
+real ones. The table of refusals is held against the real kernels of the installed version by a test.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ ISLANDS: dict[str, Island] = {
     ), "normalization"),
     **dict.fromkeys(("sum", "mean", "prod", "nansum", "cumsum", "cumprod"), "reductions"),
     **dict.fromkeys((
-        "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "rsqrt", "reciprocal", "softplus", "sinh",
-        "cosh", "tan", "asin", "acos", "erfinv", "xlogy", "log_sigmoid",
+        "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "rsqrt", "reciprocal", "softplus",
+        "sinh", "cosh", "tan", "asin", "acos", "erfinv", "xlogy", "log_sigmoid",
     ), "exponentials"),
     **dict.fromkeys((
         "nll_loss", "nll_loss2d", "mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy",
@@ -64,8 +64,8 @@ USER_CASTS = frozenset((
 """Methods of a tensor that change its format."""
 
 PROMOTES = frozenset((
-    "cat", "stack", "where", "mse_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits", "outer", "dist",
-    "hypot", "lerp", "addcmul", "addcdiv", "cross", "kl_div",
+    "cat", "stack", "where", "mse_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits", "outer",
+    "dist", "hypot", "lerp", "addcmul", "addcdiv", "cross", "kl_div",
 ))  # fmt: skip
 """Operations that promote their operands though they are not pointwise by torch's own tag."""
 
@@ -79,11 +79,12 @@ REFUSES_MIXED = frozenset((
     "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot", "addr", "addbmm", "linear", "convolution",
     "mkldnn_rnn_layer", "scaled_dot_product_flash_attention_for_cpu", "scaled_dot_product_flash_attention",
     "scaled_dot_product_efficient_attention", "scaled_dot_product_cudnn_attention", "huber_loss",
-    "binary_cross_entropy", "lerp", "thnn_fused_lstm_cell", "thnn_fused_gru_cell", "cudnn_rnn", "grid_sampler_2d",
-    "ctc_loss", "prelu",
+    "binary_cross_entropy", "lerp", "thnn_fused_lstm_cell", "thnn_fused_gru_cell", "cudnn_rnn",
+    "grid_sampler_2d", "ctc_loss", "prelu",
 ))  # fmt: skip
 """Operations that want all floating-point operands in one format. (`huber_loss` raises in backward only.)"""
 
+_REFUSES_INTEGERS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear"))
 _NORMS = frozenset((
     "layer_norm", "group_norm", "batch_norm", "batch_norm_legit", "batch_norm_legit_functional",
 ))  # fmt: skip
@@ -100,8 +101,7 @@ def refused(op: str, dtypes: Sequence[torch.dtype | None]) -> str | None:
     given = [d for d in dtypes if d is not None]
     floats = [d for d in given if d.is_floating_point]
     if op in REFUSES_MIXED:
-        integers = [d for d in given if not d.is_floating_point and op in ("mm", "addmm", "bmm", "baddbmm", "mv",
-                                                                           "addmv", "dot", "linear")]  # fmt: skip
+        integers = [d for d in given if not d.is_floating_point and op in _REFUSES_INTEGERS]
         if len(set(floats + integers)) > 1:
             return "operands of one format"
     elif op in _NORMS and floats:

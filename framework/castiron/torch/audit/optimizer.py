@@ -56,7 +56,9 @@ class Rehearsal:
             return
         for made in alike.values():
             state = guard.state_of(made) if guard is not None else twin.state.get(made, {})
-            formats = {k: v.dtype for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()}
+            formats = {
+                k: v.dtype for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()
+            }
             self.state[id(made)] = {k: d for k, d in formats.items() if k != "step"}
         self.has_masters = guard is not None
 

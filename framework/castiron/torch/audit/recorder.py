@@ -163,7 +163,7 @@ class Recorder:
         operands = [self.value(t) for t in arguments]
         forward, number = None, torch._C._autograd._get_sequence_nr() - 1
         if self.phase == "backward":
-            node = torch._C._current_autograd_node()  # type: ignore[attr-defined]
+            node = torch._C._current_autograd_node()
             forward = self._by_node.get(node._sequence_nr()) if node is not None else None
         results = func(*args, **kwargs)
         made = _tensors(results)
@@ -220,7 +220,8 @@ _FREE = frozenset((
     "_to_copy", "clone", "copy_", "empty", "empty_like", "zeros", "zeros_like", "ones", "ones_like", "full",
     "full_like", "arange", "cat", "stack", "embedding", "index_select", "index", "gather", "lift_fresh",
     "new_zeros", "new_empty", "new_full", "new_ones", "scalar_tensor", "fill_", "zero_", "native_dropout",
-    "constant_pad_nd", "_unsafe_view", "rand", "randn", "bernoulli_", "split_with_sizes_copy", "empty_strided",
+    "constant_pad_nd", "_unsafe_view", "rand", "randn", "bernoulli_", "split_with_sizes_copy",
+    "empty_strided",
 ))  # fmt: skip
 """Operations that move numbers, or make them."""
 

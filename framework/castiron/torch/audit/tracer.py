@@ -98,7 +98,7 @@ def _worth_a_real_step(error: BaseException, step: Step) -> bool:
     """Whether numbers may help: they do not, where the error is about formats; and they must be there."""
     if translate(str(error)) is not None:
         return False
-    tensors = [*step.model.parameters(), *step.model.buffers(), *_leaves(step.batch)]
+    tensors = [*step.model.parameters(), *step.model.buffers(), *leaves(step.batch)]
     return not any(t.device.type == "meta" or isinstance(t, FakeTensor) for t in tensors)
 
 
@@ -108,7 +108,7 @@ class _Run:
         self.mode = None if real else fake_mode()
         batch = step.batch
         self.batch_size = batch_size(batch)
-        self.maxima = {id(t): _maximum(t) for t in _leaves(batch)}
+        self.maxima = {id(t): _maximum(t) for t in leaves(batch)}
         prefix = f"{step.root}." if step.root else ""
         formats = {} if as_is else {prefix + k: v for k, v in (plan.parameters() | plan.buffers()).items()}
         if self.mode is None:
@@ -117,7 +117,7 @@ class _Run:
         else:
             self.model = fake_model(step.model, self.mode, device, formats)
             self.batch = fake_batch(batch, self.mode, device)
-        self.names = list(zip(_leaves(self.batch), _leaf_names(batch), _leaves(batch), strict=True))
+        self.names = list(zip(leaves(self.batch), leaf_names(batch), leaves(batch), strict=True))
         self.root = self.model.get_submodule(step.root) if step.root else self.model
 
     def run(self) -> Trace:
@@ -148,10 +148,11 @@ class _Run:
         with torch.enable_grad():
             with forward:
                 if step.is_lightning:
-                    loss = _loss_of(self.model.training_step(self.batch, 0))  # type: ignore[operator]
+                    training_step: Any = self.model.training_step
+                    loss = _loss_of(training_step(self.batch, 0))
                 else:
                     outputs = step.forward(self.model, self.batch)
-                    recorder.trace.results = tuple(recorder.value(t) for t in _leaves(outputs))
+                    recorder.trace.results = tuple(recorder.value(t) for t in leaves(outputs))
                     recorder.phase = "loss"
                     loss = step.loss(outputs, self.batch) if step.loss is not None else _loss_of(outputs)
             if loss is not None and (step.has_loss or _gives_loss(loss)):
@@ -163,7 +164,7 @@ class _Run:
                     loss = _stand_in(outputs)
             if loss is not None and loss.requires_grad:
                 with backward:
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
 
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -179,14 +180,14 @@ class _Run:
     def _declare(self, recorder: Recorder) -> None:
         for name, tensor in self.model.named_parameters(remove_duplicate=False):
             recorder.declare(tensor, Origin("parameter", name))
-        for name, tensor in self.model.named_buffers(remove_duplicate=False):
-            recorder.declare(tensor, Origin("buffer", name))
+        for name, buffer in self.model.named_buffers(remove_duplicate=False):
+            recorder.declare(buffer, Origin("buffer", name))
         for path, module in self.model.named_modules():
             for key, held in vars(module).items():
                 if isinstance(held, Tensor):
                     recorder.declare(held, Origin("attribute", f"{path}.{key}" if path else key))
-        for tensor, name, original in self.names:
-            recorder.declare(tensor, Origin("batch", name, self.maxima.get(id(original))))
+        for leaf, name, original in self.names:
+            recorder.declare(leaf, Origin("batch", name, self.maxima.get(id(original))))
 
     def _watch_outputs(self, recorder: Recorder) -> list[Any]:
         """Hooks that run after castiron's own, so that they see what is really handed on."""
@@ -200,7 +201,7 @@ class _Run:
             seen.add(module)
             hooks.append(
                 module.register_forward_hook(
-                    lambda m, args, output, path=row.path: recorder.left(path, output)  # type: ignore[misc]
+                    lambda m, args, output, path=row.path: recorder.left(path, output)
                 )
             )
         return hooks
@@ -214,11 +215,12 @@ class _Run:
 
 def batch_size(batch: Any) -> int | None:
     """Length of the first axis of every tensor of the batch; None where they differ."""
-    sizes = {t.shape[0] for t in _leaves(batch) if t.dim() > 0}
+    sizes = {t.shape[0] for t in leaves(batch) if t.dim() > 0}
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _leaves(tree: Any) -> list[Tensor]:
+def leaves(tree: Any) -> list[Tensor]:
+    """Every tensor of a batch."""
     found: list[Tensor] = []
 
     def look(tensor: Tensor) -> Tensor:
@@ -229,16 +231,16 @@ def _leaves(tree: Any) -> list[Tensor]:
     return found
 
 
-def _leaf_names(tree: Any, name: str = "") -> list[str]:
-    """What each tensor of a batch is called, in the order of `_leaves`."""
+def leaf_names(tree: Any, name: str = "") -> list[str]:
+    """What each tensor of a batch is called, in the order of `leaves`."""
     if isinstance(tree, Tensor):
         return [name]
     if isinstance(tree, Mapping):
-        return [n for key, item in tree.items() for n in _leaf_names(item, f"{name}[{key!r}]")]
+        return [n for key, item in tree.items() for n in leaf_names(item, f"{name}[{key!r}]")]
     if isinstance(tree, (tuple, list)) and not hasattr(tree, "batch_sizes"):
         keys = getattr(tree, "_fields", range(len(tree)))
-        return [n for key, item in zip(keys, tree, strict=True) for n in _leaf_names(item, f"{name}[{key}]")]
-    return [name] * len(_leaves(tree))
+        return [n for key, item in zip(keys, tree, strict=True) for n in leaf_names(item, f"{name}[{key}]")]
+    return [name] * len(leaves(tree))
 
 
 def _maximum(tensor: Tensor) -> float | None:
@@ -265,7 +267,7 @@ def _gives_loss(loss: Tensor) -> bool:
 
 def _stand_in(outputs: Any) -> Tensor | None:
     """Something to run backward from where there is no loss. It is no part of the audit."""
-    parts = [t for t in _leaves(outputs) if t.is_floating_point() and t.requires_grad]
+    parts = [t for t in leaves(outputs) if t.is_floating_point() and t.requires_grad]
     if not parts:
         return None
     return torch.stack([p.sum().to(torch.float32) for p in parts]).sum()

@@ -53,7 +53,11 @@ def _users(context: Context, op: Op) -> Iterator[Finding]:
     yield finding(
         "F304",
         f".{op.call.name}() puts {dtype_name(source)} into {dtype_name(target)}, "
-        + ("which is narrower than anything declared there" if narrower else "and elementwise operations follow"),
+        + (
+            "which is narrower than anything declared there"
+            if narrower
+            else "and elementwise operations follow"
+        ),
         place=context.place(op),
         expected=dtype_name(compute),
         received=dtype_name(target),
@@ -133,5 +137,3 @@ def _numel(shape: tuple[int, ...]) -> int:
     for extent in shape:
         n *= extent
     return n
-
-

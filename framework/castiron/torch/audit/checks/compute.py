@@ -83,6 +83,21 @@ def _product(context: Context, op: Op) -> Iterator[Finding]:
             flops=op.flops,
         )
         return
+    if op.call is not None and autocast is context.ambient and _widened_within(context, op):
+        yield finding(
+            "F303",
+            f"{op.call.name} computes a product in {dtype_name(received)} within: the kernel that torch "
+            f"takes here "
+            "widens its operands by itself",
+            place=context.place(op),
+            expected=expected,
+            received=dtype_name(received),
+            remedy="Nothing to do: it is more exact than declared, and slower. On CUDA a fused kernel is "
+            "taken.",
+            severity="info",
+            flops=op.flops,
+        )
+        return
     why = ""
     if autocast is not None and autocast is received and autocast is not context.ambient:
         why = f": autocast({dtype_name(autocast)}) of the code's own is around it"
@@ -98,13 +113,27 @@ def _product(context: Context, op: Op) -> Iterator[Finding]:
     )
 
 
+def _widened_within(context: Context, op: Op) -> bool:
+    """Whether the operands were widened by the very function of torch's that computes with them."""
+    if op.floats[0].dtype is not torch.float32:
+        return False
+    roots = [r for v in op.floats for r in context.roots(v)]
+    return any(
+        r.kind == "framework"
+        and r.op is not None
+        and r.op.call is op.call
+        and r.op.operands[0].dtype in NARROW
+        for r in roots
+    )
+
+
 def _backward(context: Context, op: Op) -> Iterator[Finding]:
     assert op.forward is not None
     if op.forward.base not in PRODUCTS or not op.forward.floats:
         return
     forward, received = op.forward.floats[0].dtype, op.floats[0].dtype
-    if received is forward:
-        return
+    if received is forward or (received is torch.float64 and not context.allows_float64):
+        return  # float64 is told where it begins
     yield finding(
         "F303",
         f"the backward of {op.forward.title} computes in {dtype_name(received)}, its forward in "

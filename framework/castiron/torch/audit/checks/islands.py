@@ -39,7 +39,9 @@ def _island(context: Context, op: Op) -> Iterator[Finding]:
         narrow = None  # it widens by itself: sum(dtype=float32)
     if narrow is None:
         return
-    if op.base in ("layer_norm", "group_norm", "batch_norm") and any(v.dtype not in NARROW for v in op.floats[1:]):
+    if op.base in ("layer_norm", "group_norm", "batch_norm") and any(
+        v.dtype not in NARROW for v in op.floats[1:]
+    ):
         return  # a 16-bit input with float32 weights: the kernel computes in float32
     row = context.row(op.module)
     if row is not None and row.ruled and row.compute == dtype_name(narrow):
@@ -72,7 +74,11 @@ def _terms(op: Op) -> int:
 def _scalar(context: Context, op: Op) -> Iterator[Finding]:
     """Plain numbers that the tensor's format cannot hold."""
     narrow = next((v.dtype for v in op.floats if v.dtype in NARROW and v.shape), None)
-    if narrow is None or op.base not in _ARITHMETIC or any(v.shape and v.dtype not in NARROW for v in op.floats):
+    if (
+        narrow is None
+        or op.base not in _ARITHMETIC
+        or any(v.shape and v.dtype not in NARROW for v in op.floats)
+    ):
         return
     limits = torch.finfo(narrow)
     for number in op.scalars:
@@ -112,7 +118,6 @@ def _running_sums(context: Context) -> Iterator[Finding]:
                 expected=context.policy.accumulate,
                 received=dtype_name(op.results[0].dtype),
             )
-
 
 
 def _unsafe_losses(context: Context) -> Iterator[Finding]:

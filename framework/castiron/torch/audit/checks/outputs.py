@@ -52,12 +52,10 @@ def _layers(context: Context) -> Iterator[Finding]:
             if dtype is declared or (dtype is torch.float64 and not context.allows_float64):
                 continue
             # containers hand on what is in them; a wider result of an island is theirs to keep
-            if row.family is None and not row.ruled and not is_narrower(dtype, declared):
+            # without autocast castiron puts no hook on a layer: what goes in decides
+            free = not row.ruled and (row.family is None or context.ambient is None)
+            if free and not is_narrower(dtype, declared):
                 continue
-            if not row.ruled and row.family is not None and context.ambient is None:
-                # without autocast castiron puts no hook on a layer: what goes in decides
-                if not is_narrower(dtype, declared):
-                    continue
             yield finding(
                 "F311",
                 f"{'the model' if not left.path else f'a {row.type}'} hands on {dtype_name(dtype)}",
@@ -136,5 +134,3 @@ def _batch_axis(context: Context) -> Iterator[Finding]:
 
 def _folds(shape: tuple[int, ...], size: int) -> bool:
     return any(extent % size == 0 and extent >= size for extent in shape)
-
-

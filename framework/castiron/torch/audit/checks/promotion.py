@@ -13,7 +13,7 @@ from castiron.torch.audit.records import Op, Value, consumers
 from castiron.torch.dtypes import NARROW, dtype_name
 
 _EXCUSED = frozenset(("batch", "framework", "cast", "promotion"))
-"""What makes an operand wide without being a mistake here: it is the policy's doing, or reported where it is."""
+"""What makes an operand wide without being a mistake here: the policy's doing, or reported where it is."""
 
 
 def check(context: Context) -> Iterator[Finding]:
@@ -113,7 +113,9 @@ def _begins(context: Context, root: Root) -> Finding:
         user = next(iter(value.consumers), None)
         where = context.place(user) if user is not None else Place()
         if root.kind == "batch" and value.origin is not None:
-            where = Place(field=f"batch{value.origin.name}", module=where.module, file=where.file, line=where.line)
+            where = Place(
+                field=f"batch{value.origin.name}", module=where.module, file=where.file, line=where.line
+            )
         what = f"{root} is float64"
     return finding(
         "F302",
@@ -127,7 +129,7 @@ def _begins(context: Context, root: Root) -> Finding:
 def _spreads(value: Value) -> bool:
     """Whether a scalar meets only scalars or integers, whose format it then decides."""
     return any(
-        r.dtype is torch.float64 and any(not v.is_float and v.shape for v in op.operands) or
+        (r.dtype is torch.float64 and any(not v.is_float and v.shape for v in op.operands)) or
         (r.dtype is torch.float64 and len(op.operands) > 1 and not r.shape)
         for op in value.consumers for r in op.results
     )  # fmt: skip
