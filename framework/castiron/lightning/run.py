@@ -78,7 +78,13 @@ class TrainingRun:
             on_findings=job.reporter.findings,
             held=lambda: guard.held,
         )
-        callbacks: list[pl.Callback] = [Opening(job, reports, writer), Audit(job, self._train), guard, health, recorder]
+        callbacks: list[pl.Callback] = [
+            Opening(job, reports, writer),
+            Audit(job, self._train),
+            guard,
+            health,
+            recorder,
+        ]
         if config.ema is not None:
             callbacks.append(AverageWeights(config.ema))
         if config.compile:

@@ -215,7 +215,8 @@ RULES: tuple[Rule, ...] = (
         name="loss-grows-by-broadcast",
         severity="error",
         what="Outputs and targets differ in shape, and the loss compares every one with every other.",
-        why="[B] against [B, 1] broadcasts to [B, B]: the model learns the mean of all targets. torch "
+        why="Outputs [B, 1] against targets [B] broadcast to [B, B]: the model learns the mean of all "
+        "targets. torch "
         "warns at "
         "most; a loss written by hand says nothing.",
         remedy="Give both one shape: outputs.squeeze(-1), or targets.unsqueeze(-1).",
@@ -283,7 +284,7 @@ RULES: tuple[Rule, ...] = (
         why="A library built with -ffast-math may switch it on for everybody. Small gradients vanish "
         "earlier than "
         "the format says.",
-        remedy="torch.set_flush_denormal(False), after the libraries are imported.",
+        remedy="Call torch.set_flush_denormal(False) after the libraries are imported.",
         bad="torch.set_flush_denormal(True)",
         good="torch.set_flush_denormal(False)",
     ),

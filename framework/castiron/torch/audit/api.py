@@ -85,7 +85,7 @@ def audit(
         explained = explain(traced.failure)
         if not any(f.code == explained.code and f.place.line == explained.place.line for f in found):
             found.append(explained)
-    elif not as_is or not found:
+    else:
         found.extend(stored.check(context, copy.get_submodule(root) if root else copy))
     found.extend(_about_the_trace(traced))
     found.extend(_switches(declared, where))
