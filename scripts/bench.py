@@ -1,4 +1,4 @@
-"""Benchmarks against what a user would otherwise run: `python scripts/bench.py {loop,data} [options]`."""
+"""Benchmarks against what a user would else run: `python scripts/bench.py {loop,data,guard} [options]`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ def main() -> None:
         from bench_loop import main as run
     elif name == "data":
         from bench_data import main as run
+    elif name == "guard":
+        from bench_guard import main as run
     else:
-        sys.exit(__doc__ if name in ("-h", "--help") else f"Expected loop or data. Received {name!r}.")
+        sys.exit(__doc__ if name in ("-h", "--help") else f"Expected loop, data or guard. Received {name!r}.")
     run(rest)
 
 
