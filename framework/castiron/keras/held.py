@@ -37,6 +37,10 @@ class HeldSteps:
         self.responses = Responses(plan.policy.guard)
         self.incidents: list[Incident] = []
         """One for each held step."""
+        self.assets: Path | None = None
+        """A folder with what a recipe learned from its data."""
+        self.config: str | None = None
+        """The run's resolved config, as YAML."""
         self.facts: dict[str, Any] = {}
         """What running a step again needs to know beside its tensors; `kind` says what it is of."""
 
@@ -82,7 +86,16 @@ class HeldSteps:
         if self._folder is not None:
             from castiron.keras.incidents import store
 
-            path = store(incident, step, self._folder, plan=self._plan, facts=self.facts, origin=self._origin)
+            path = store(
+                incident,
+                step,
+                self._folder,
+                plan=self._plan,
+                config=self.config,
+                assets=self.assets,
+                facts=self.facts,
+                origin=self._origin,
+            )
         found = describe_held(verdict, committed, self._plan.policy.guard.watch, incident=incident)
         if response == "raise":
             raise NumericIncident([*before, found], incident=incident, path=path)

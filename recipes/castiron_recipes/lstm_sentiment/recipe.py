@@ -24,6 +24,7 @@ class LSTMSentiment(Recipe):
     """
 
     name = "lstm-sentiment"
+    backends = ("torch", "tensorflow")
     bucket_by = "text"
 
     class Config(Recipe.Config):
@@ -100,19 +101,30 @@ class LSTMSentiment(Recipe):
 
     # --- model -------------------------------------------------------------------------------------
 
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return max(self.config.labels.values()) + 1
+
     def model(self) -> Any:
-        import torch
-
-        from castiron_recipes.lstm_sentiment.model import SentimentLSTM
-
         c = self.config
-        vectors, embedding = None, c.embedding
+        vectors: Any = None
+        embedding = c.embedding
         if c.vectors is not None:
-            matrix = load_vectors(c.vectors, self.encoder.vocabulary).matrix
-            vectors, embedding = torch.from_numpy(matrix), matrix.shape[1]
-        return SentimentLSTM(
+            vectors = load_vectors(c.vectors, self.encoder.vocabulary).matrix
+            embedding = vectors.shape[1]
+        make: Any
+        if self.run.backend == "tensorflow":
+            from castiron_recipes.lstm_sentiment.keras_model import SentimentLSTM as make
+        else:
+            import torch
+
+            from castiron_recipes.lstm_sentiment.model import SentimentLSTM as make
+
+            vectors = None if vectors is None else torch.from_numpy(vectors)
+        return make(
             len(self.encoder),
-            max(c.labels.values()) + 1,
+            self.classes,
             embedding=embedding,
             embedding_std=c.embedding_std,
             hidden=c.hidden,
@@ -129,17 +141,27 @@ class LSTMSentiment(Recipe):
         return batch["text"], batch["text_length"]
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        if self.run.backend == "tensorflow":
+            import tensorflow as tf
+
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], outputs)
+            return tf.reduce_mean(losses)
         from torch.nn import functional as F
 
         return F.cross_entropy(outputs, batch["label"])
 
     def metrics(self) -> Mapping[str, Any]:
+        if self.run.backend == "tensorflow":
+            import keras
+
+            from castiron_recipes.lstm_sentiment.keras_model import MacroF1
+
+            return {"accuracy": keras.metrics.SparseCategoricalAccuracy(), "f1": MacroF1(self.classes)}
         from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-        classes = max(self.config.labels.values()) + 1
         return {
-            "accuracy": MulticlassAccuracy(classes, average="micro"),
-            "f1": MulticlassF1Score(classes, average="macro"),
+            "accuracy": MulticlassAccuracy(self.classes, average="micro"),
+            "f1": MulticlassF1Score(self.classes, average="macro"),
         }
 
     def answers(self, outputs: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,62 @@
+"""The TensorFlow wing's front door for recipes. To ask what a device can run builds no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from castiron.keras.capability import device_capability
+from castiron.policy import DeviceCapability, PrecisionPolicy
+from castiron.training.backend import BackendName, Job, Outcome, Preview, Remedies, Replayed, Split
+from castiron.training.config import RunConfig
+from castiron.training.incident_folder import IncidentFolder
+from castiron.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from castiron.training.audit import AuditReport
+
+
+class KerasBackend:
+    """Trains recipes with Keras on TensorFlow."""
+
+    name: BackendName = "tensorflow"
+
+    def capability(self, device: str = "auto") -> DeviceCapability:
+        return device_capability(device)
+
+    def preview(self, job: Job) -> Preview:
+        from castiron.keras import session
+
+        return session.preview(job)
+
+    def fit(self, job: Job) -> Outcome:
+        from castiron.keras import session
+
+        return session.fit(job)
+
+    def evaluate(self, job: Job, splits: Sequence[Split] = ("test",)) -> dict[str, dict[str, float]]:
+        from castiron.keras import session
+
+        return session.evaluate(job, splits)
+
+    def predict(self, job: Job, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
+        from castiron.keras import session
+
+        return session.predict(job, inputs)
+
+    def audit(self, job: Job) -> AuditReport:
+        from castiron.keras import auditing
+
+        return auditing.audit_recipe(job)
+
+    def audit_model(self, model: Any, inputs: Sequence[str], policy: PrecisionPolicy) -> AuditReport:
+        from castiron.keras import auditing
+
+        return auditing.audit_model(model, inputs, policy)
+
+    def replay(
+        self, folder: IncidentFolder, config: RunConfig, recipe: type[Recipe], remedies: Remedies
+    ) -> Replayed:
+        from castiron.keras import replaying
+
+        return replaying.replay_recipe(folder, config, recipe, remedies)

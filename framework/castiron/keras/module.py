@@ -1,0 +1,146 @@
+"""A recipe at work in Keras: the model under its plan, the compiled step, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from castiron.diagnostics import Finding
+from castiron.keras.averaging import WeightAverage
+from castiron.keras.capability import device_capability
+from castiron.keras.loaders import TensorLoader, signature
+from castiron.keras.loss import to_loss_dtype
+from castiron.keras.modules import describe
+from castiron.keras.optimizers import Schedule, build_optimizer, coupled_decay
+from castiron.keras.precision import apply
+from castiron.keras.scaling import make_scaler
+from castiron.keras.transaction import StepCore
+from castiron.keras.updates import Updates
+from castiron.policy import Plan, resolve
+from castiron.training.recipe import Recipe
+
+Batch = Mapping[str, Any]
+
+
+class RecipeModel:
+    """The model of a recipe with its plan applied. What trains it is made by `prepare_training`."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        config = recipe.run
+        self.policy = config.precision
+        self.schema = recipe.schema()
+        self.model = recipe.model()
+        capability = device_capability(config.trainer.device)
+        self.plan: Plan
+        self.plan, notes = resolve(self.policy, describe(self.model), capability)
+        self.precision = apply(self.model, self.plan)
+        self.findings: list[Finding] = [*notes, *self.precision.findings]
+        """What applying the plan has to say."""
+        self.metrics = dict(recipe.metrics())
+        self._evaluating: Any = None
+        self._predicting: Any = None
+        self.results: dict[str, float] = {}
+        """Metrics of the last evaluation, by name; `loss` among them."""
+
+    @property
+    def parameters(self) -> int:
+        """Trainable elements."""
+        return sum(int(np.prod(v.shape)) for v in self.model.trainable_variables)
+
+    # --- training ----------------------------------------------------------------------------------
+
+    def prepare_training(self, steps: int) -> None:
+        """Make optimizer, scaler, average and the compiled step of a training of so many steps."""
+        config = self.recipe.run
+        optimizer = self.recipe.optimizer(self.model)
+        own = optimizer is None
+        optimizer = build_optimizer(config.optimizer) if own else optimizer
+        self.updates = Updates(optimizer, self.model.trainable_variables, self.policy, seed=config.seed)
+        self.schedule = Schedule(optimizer, config.optimizer.lr, config.optimizer.schedule, steps)
+        self.scaler = make_scaler(self.policy.scaling)
+        self.average = None if config.trainer.ema is None else WeightAverage(self.model, config.trainer.ema)
+        self.core = StepCore(
+            self.model,
+            self.updates,
+            self.policy,
+            self.scaler,
+            clip_norm=config.trainer.clip_norm,
+            decay=coupled_decay(config.optimizer) if own else None,
+        )
+        self.core.jit_compile = config.trainer.compile
+        self._steps: dict[tuple[int, bool], Any] = {}
+
+    def forward(self, batch: Batch) -> tuple[Any, Any]:
+        """Loss and outputs of a batch, while training."""
+        outputs = to_loss_dtype(self.model(*self.recipe.inputs(batch), training=True), self.policy.loss)
+        return self.recipe.loss(outputs, batch), outputs
+
+    def step(self, batches: Sequence[Batch], watched: bool = True) -> dict[str, Any]:
+        """One optimizer step on these micro-batches: loss, committed, flagged, calibrating, as tensors."""
+        key = (len(batches), watched)
+        if key not in self._steps:
+
+            def run(given: list[Any]) -> dict[str, Any]:
+                result = self.core.run(self.forward, given, self._committed, watched=watched)
+                return {
+                    "loss": result.loss,
+                    "committed": result.committed,
+                    "flagged": result.flagged,
+                    "calibrating": result.calibrating,
+                }
+
+            self._steps[key] = tf.function(
+                run,
+                input_signature=[[signature(dict(b)) for b in batches]],
+                jit_compile=self.core.jit_compile or None,
+                autograph=False,
+            )
+        found: dict[str, Any] = self._steps[key](list(batches))
+        return found
+
+    def _committed(self, seen: Any) -> None:
+        if self.average is not None:
+            self.average.update()
+
+    # --- evaluation --------------------------------------------------------------------------------
+
+    def evaluate(self, loader: TensorLoader) -> dict[str, float]:
+        """Loss and metrics of all batches of a loader, by name."""
+        for metric in self.metrics.values():
+            metric.reset_state()
+        losses, rows = [], []
+        for batch in loader:
+            if self._evaluating is None:
+                self._evaluating = tf.function(
+                    self._evaluate, input_signature=[signature(batch)], autograph=False
+                )
+            losses.append(self._evaluating(batch))
+            rows.append(int(batch["row"].shape[0]))
+        wide = np.dtype(self.policy.accumulate)
+        weights = np.asarray(rows, wide)
+        self.results = {}
+        if rows:
+            values = np.asarray([loss.numpy() for loss in losses], wide)
+            self.results["loss"] = float((values * weights).sum() / weights.sum())
+        self.results |= {name: float(metric.result()) for name, metric in self.metrics.items()}
+        return self.results
+
+    def _evaluate(self, batch: Batch) -> Any:
+        outputs = self._outputs(batch)
+        predictions, targets = self.recipe.predictions(outputs), self.recipe.targets(batch)
+        for metric in self.metrics.values():
+            metric.update_state(targets, predictions)
+        return self.recipe.loss(outputs, batch)
+
+    def _outputs(self, batch: Batch) -> Any:
+        return to_loss_dtype(self.model(*self.recipe.inputs(batch), training=False), self.policy.loss)
+
+    def predict(self, batch: dict[str, Any]) -> np.ndarray:
+        """The outputs for a batch, as float32."""
+        if self._predicting is None:
+            self._predicting = tf.function(self._outputs, input_signature=[signature(batch)], autograph=False)
+        return np.asarray(tf.cast(self._predicting(batch), tf.float32).numpy())

@@ -1,0 +1,123 @@
+"""What `castiron train`, `evaluate`, `predict` and `replay` do with a recipe in TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from castiron.diagnostics import ConfigError, Place, finding
+from castiron.keras import checkpoints
+from castiron.keras.capability import resolve_device
+from castiron.keras.determinism import deterministic_operations, seed_everything, set_threads
+from castiron.keras.loaders import TensorLoader
+from castiron.keras.module import RecipeModel
+from castiron.keras.run import TrainingRun
+from castiron.keras.switches import matmul_switches
+from castiron.training.backend import Job, Outcome, Preview, Reporter, Silent, Split
+from castiron.training.config import RunConfig
+from castiron.training.preparation import make_batches, prepare
+from castiron.training.schedules import total_steps
+
+
+def preview(job: Job) -> Preview:
+    with session(job.config, job.reporter):
+        prepared = prepare(job)
+        module = RecipeModel(prepared.recipe)
+    config = job.config.trainer
+    batches = len(prepared.batches["train"])
+    batches = batches if config.limit_train is None else min(batches, config.limit_train)
+    return Preview(
+        plan=module.plan,
+        data={split: data.report for split, data in prepared.datasets.items()},
+        parameters=module.parameters,
+        steps_per_epoch=-(-batches // config.accumulate),
+        steps=total_steps(config, batches),
+        findings=tuple(module.findings),
+    )
+
+
+def fit(job: Job) -> Outcome:
+    with session(job.config, job.reporter):
+        return TrainingRun(job, prepare(job)).run()
+
+
+def evaluate(job: Job, splits: Sequence[Split]) -> dict[str, dict[str, float]]:
+    assert job.checkpoint is not None
+    with session(job.config, job.reporter):
+        prepared = prepare(job, splits)
+        module = RecipeModel(prepared.recipe)
+        checkpoints.load(job.checkpoint, module, training=False)
+        results: dict[str, dict[str, float]] = {}
+        for split in splits:
+            if split in prepared.batches:
+                loader = TensorLoader(prepared.batches[split], module.policy, module.schema)
+                results[split] = dict(module.evaluate(loader))
+    return results
+
+
+def predict(job: Job, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
+    assert job.checkpoint is not None
+    answers: list[dict[str, Any]] = [{} for _ in inputs]
+    with session(job.config, job.reporter):
+        recipe = job.recipe(job.config)
+        recipe.load(job.run.assets)
+        module = RecipeModel(recipe)
+        checkpoints.load(job.checkpoint, module, training=False)
+        batches = make_batches(recipe, recipe.encode(recipe.questions(inputs)), training=False)
+        for batch in TensorLoader(batches, module.policy, module.schema):
+            outputs = module.predict(batch)
+            for row, answer in zip(batch["row"].numpy().tolist(), recipe.answers(outputs), strict=True):
+                answers[row] = answer
+    return answers
+
+
+@contextlib.contextmanager
+def session(config: RunConfig, reporter: Reporter | None = None) -> Iterator[None]:
+    """Seeds, deterministic kernels, threads, device and switches as declared; Keras's global state as it is
+    by default."""
+    trainer = config.trainer
+    _check(config)
+    late = set_threads(trainer.threads)
+    if late is not None:
+        (reporter or Silent()).findings([late])
+    with (
+        deterministic_operations(trainer.deterministic),
+        matmul_switches(config.precision.matmul),
+        tf.device(resolve_device(trainer.device)),
+        _own_floatx(),
+    ):
+        seed_everything(config.seed)
+        yield
+
+
+@contextlib.contextmanager
+def _own_floatx() -> Iterator[None]:
+    """A recipe is built in float32, whatever the process's floatx and policy are; these come back."""
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
+
+
+def _check(config: RunConfig) -> None:
+    """Refuse what this wing does not do, rather than not do it (X815)."""
+    trainer = config.trainer
+    if trainer.devices > 1 or trainer.strategy != "auto":
+        raise ConfigError(
+            finding(
+                "X815",
+                "Recipes train on one device in TensorFlow.",
+                place=Place(key="trainer.devices" if trainer.devices > 1 else "trainer.strategy"),
+                expected="devices 1, strategy auto",
+                received=f"devices {trainer.devices}, strategy {trainer.strategy}",
+                remedy="Use backend: torch, or castiron.keras.enforce under a tf.distribute strategy.",
+            )
+        )
