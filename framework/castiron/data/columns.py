@@ -268,6 +268,11 @@ class ColumnBuilder:
             value = part.categories[word]
         return cast(np.array([value]), part.dtype).values[0]  # type: ignore[no-any-return]
 
+    def reserve(self, rows: int) -> None:
+        """So many rows are still to come."""
+        if self._keep and isinstance(self._store, ArrayStore):
+            self._store.reserve(rows)
+
     def commit(self, keep: np.ndarray | None) -> None:
         """Take the judged block over, less the rows outside the mask [rows]."""
         values, gaps = self._values, self._block_gaps

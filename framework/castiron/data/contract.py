@@ -258,6 +258,9 @@ class _Load:
     def _take(self, block: Block, source: Source, index: LineIndex) -> int:
         if index.rows == 0:
             self._same_fields(source)
+            if source.rows is not None:
+                for builder in self._builders.values():
+                    builder.reserve(source.rows)
         lines = block.lines
         where = source.columns.located
 

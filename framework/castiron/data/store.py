@@ -24,13 +24,18 @@ class ArrayStore:
         self._room = np.empty((0, *shape), dtype=dtype)
         self.rows = 0
 
+    def reserve(self, rows: int) -> None:
+        """Make room for so many more rows."""
+        needed = self.rows + rows
+        if needed > len(self._room):
+            room = np.empty((needed, *self._room.shape[1:]), dtype=self._room.dtype)
+            room[: self.rows] = self._room[: self.rows]
+            self._room = room
+
     def append(self, values: np.ndarray) -> None:
         needed = self.rows + len(values)
         if needed > len(self._room):
-            rows = max(needed, 2 * len(self._room), _FIRST)
-            room = np.empty((rows, *self._room.shape[1:]), dtype=self._room.dtype)
-            room[: self.rows] = self._room[: self.rows]
-            self._room = room
+            self.reserve(max(len(values), 2 * len(self._room) - self.rows, _FIRST))
         self._room[self.rows : needed] = values
         self.rows = needed
 

@@ -116,8 +116,11 @@ def judge_cast(
             skip = infinite if skip is None else skip | infinite
     if skip is None and within is not None:
         # Rounding keeps the order, so the ends of the values become the ends of the cast.
-        ends = cast(np.array(within), part.dtype).values
-        judged.lowest, judged.highest = bounds(ends, None)
+        if result.values is values:
+            ends = np.array(within, dtype=values.dtype)
+        else:
+            ends = cast(np.array(within), part.dtype).values
+        judged.lowest, judged.highest = ends.tolist()
     else:
         judged.lowest, judged.highest = bounds(result.values, skip)
     judged.faults += _out_of_range(values, skip, judged, part, words)

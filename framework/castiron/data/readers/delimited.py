@@ -42,6 +42,7 @@ class DelimitedSource:
 
     unit = "line"
     has_cells = True
+    rows: int | None = None
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class JsonLinesSource:
 
     unit = "line"
     has_cells = False
+    rows: int | None = None
 
     def __init__(
         self,

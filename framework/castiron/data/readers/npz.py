@@ -33,6 +33,7 @@ class NpzSource:
 
     unit = "row"
     has_cells = False
+    rows: int | None = None
 
     def __init__(
         self,

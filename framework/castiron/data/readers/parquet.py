@@ -17,7 +17,7 @@ from castiron.data.schema import Column, Field, Schema
 from castiron.diagnostics import DataError, Finding, Place, finding
 
 _BATCH = 1 << 16
-"""Rows read at a time."""
+"""Rows read at a time; twice as many where there is no text, of which a batch may hold 2 GiB at most."""
 
 
 class ParquetSource:
@@ -25,6 +25,7 @@ class ParquetSource:
 
     unit = "row"
     has_cells = False
+    rows: int | None = None
 
     def __init__(
         self,
@@ -58,9 +59,12 @@ class ParquetSource:
             try:
                 reader = parquet.ParquetFile(opened, pre_buffer=True)
                 self._begin(reader.schema_arrow)
+                self.rows = reader.metadata.num_rows
                 names = [reader.schema_arrow.names[w.position or 0] for w in self.columns.located.values()]
                 row = 1
-                for batch in reader.iter_batches(_BATCH, columns=names, use_threads=True):
+                texts = any(self._schema[name].is_text for name in self.columns.located)
+                size = _BATCH if texts else 2 * _BATCH
+                for batch in reader.iter_batches(size, columns=names, use_threads=True):
                     if batch.num_rows:
                         yield self._read(batch, row)
                     row += batch.num_rows

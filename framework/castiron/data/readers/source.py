@@ -102,6 +102,8 @@ class Source(Protocol):
     """What `Block.lines` counts: line or row."""
     has_cells: bool
     """Whether rows are made of cells in order, so that a cell has a number (CSV, TSV)."""
+    rows: int | None
+    """Rows of the file, where it says so before they are read."""
 
     def blocks(self) -> Iterator[Block]: ...
 
