@@ -11,8 +11,7 @@ from typing import Any
 from castiron.diagnostics import Finding, Place, finding
 from castiron.formats import number_format
 from castiron.health.dynamics import growth
-from castiron.health.snapshot import Kind, ScaleHealth, Snapshot
-from castiron.health.statistics import Statistics
+from castiron.health.snapshot import Kind, ScaleHealth, Snapshot, headroom
 from castiron.policy import PrecisionPolicy
 
 NEAR = 2.0
@@ -197,34 +196,31 @@ class Advisor:
         if snapshot.scaling.kind != "dynamic":  # a dynamic scale grows until gradients are near the limit
             kinds = ("activations", "activation gradients")
         for kind in kinds:
-            for layer, s in snapshot.kind(kind).items():
-                up = s.headroom_up()
-                if up is None or up > NEAR or s.dtype.startswith("float8"):
+            for layer, (dtype, largest) in snapshot.largest(kind).items():
+                up = headroom(dtype, largest)
+                if up is None or up > NEAR or dtype.startswith("float8"):
                     continue
-                yield _Case(layer, -up, self._nears(snapshot, kind, layer, s, up))
+                yield _Case(layer, -up, self._nears(snapshot, kind, layer, dtype, largest, up))
 
-    def _nears(self, snapshot: Snapshot, kind: Kind, layer: str, s: Statistics, up: float) -> Finding:
-        wider = "float32" if number_format(s.dtype).bits < 32 else "float64"
-        path = layer.partition("[")[0]
+    def _nears(
+        self, snapshot: Snapshot, kind: Kind, layer: str, dtype: str, largest: float, up: float
+    ) -> Finding:
+        wider = "float32" if number_format(dtype).bits < 32 else "float64"
+        path, limit = layer.partition("[")[0], number_format(dtype).max
         rule = f'layers: {{"{path}": {{compute: {wider}}}}}'
         trend = list(self._largest.get((kind, layer), ()))
-        left = steps_left(trend, number_format(s.dtype).max)
-        coming = (
-            f"; at the rate of the last {len(trend)} measurements it overflows in {left:,} steps"
-            if left
-            else ""
-        )
+        left = steps_left(trend, limit)
+        rate = f"; at the rate of the last {len(trend)} measurements it overflows in {left:,} steps"
         return finding(
             "N522",
-            f"The {kind} of a layer are within {max(up, 0):.1f} binades of the largest {s.dtype} "
-            f"({s.largest:,.6g} "
-            f"of {number_format(s.dtype).max:,.6g}){coming}",
+            f"The {kind} of a layer are within {max(up, 0):.1f} binades of the largest {dtype} "
+            f"({largest:,.6g} of {limit:,.6g}){rate if left else ''}",
             place=Place(module=path, phase="forward" if kind == "activations" else "backward"),
             expected=f"at least {NEAR:g} binades of headroom",
             received=f"{up:.2f}",
             remedy=f"Keep it wide: `precision: {{{rule}}}`"
-            + (", or use bfloat16 in place of float16." if s.dtype == "float16" else "."),
-            largest=s.largest,
+            + (", or use bfloat16 in place of float16." if dtype == "float16" else "."),
+            largest=largest,
             headroom=up,
             rule=rule,
             trend=[[step, value] for step, value in trend],
@@ -346,10 +342,12 @@ class Advisor:
         return count
 
     def _remember(self, snapshot: Snapshot) -> None:
-        for (kind, layer), s in snapshot.groups.items():
-            if kind in ("activations", "activation gradients") and s.largest:
-                trend = self._largest.setdefault((kind, layer), deque(maxlen=8))
-                trend.append((snapshot.step, s.largest))
+        kinds: tuple[Kind, ...] = ("activations", "activation gradients")
+        for kind in kinds:
+            for layer, (_, largest) in snapshot.largest(kind).items():
+                if largest and math.isfinite(largest):
+                    trend = self._largest.setdefault((kind, layer), deque(maxlen=8))
+                    trend.append((snapshot.step, largest))
 
     def _format_of(self, snapshot: Snapshot, layer: str) -> str:
         found = snapshot.groups.get(("activations", layer))

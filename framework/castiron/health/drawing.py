@@ -104,7 +104,7 @@ class Canvas:
             else:
                 pen.line(points, fill=s.fill, width=max(round(s.width * scale), 1), joint="curve")
         file = io.BytesIO()
-        picture.quantize(128).save(file, "PNG", optimize=False)
+        picture.save(file, "PNG", compress_level=1)
         return file.getvalue()
 
 

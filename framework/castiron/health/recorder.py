@@ -12,7 +12,7 @@ from typing import Self
 from castiron.diagnostics import Finding
 from castiron.health import figures, tags
 from castiron.health.dynamics import growth
-from castiron.health.snapshot import KINDS, Kind, Snapshot
+from castiron.health.snapshot import KINDS, Kind, Snapshot, headroom
 from castiron.health.statistics import WHAT_IF
 from castiron.health.table import HealthTable
 from castiron.health.writer import EventWriter
@@ -39,7 +39,8 @@ class HealthRecorder:
         self._writer = writer
         self._table = HealthTable(folder, resumed_at=resumed_at)
         self._history: list[Snapshot] = []
-        self._stride, self._seen, self._drawn = 1, 0, 0
+        self._kept = 0
+        self._stride, self._seen, self._drawn, self._next = 1, 0, 0, 16
         self._curves: dict[str, list[str]] = {}
         self._full: Snapshot | None = None
         self._last: Snapshot | None = None
@@ -55,7 +56,8 @@ class HealthRecorder:
         if snapshot.full:
             for kind in KINDS:
                 self._histogram(kind, snapshot)
-        if self._seen & (self._seen - 1) == 0 and self._seen >= 4:  # at the 4th, 8th, 16th, …
+        if self._seen >= self._next:  # drawing takes as long as measuring many times
+            self._next *= 4
             self.draw()
 
     def say(self, findings: Sequence[Finding], step: int) -> None:
@@ -112,9 +114,12 @@ class HealthRecorder:
 
     def _remember(self, snapshot: Snapshot) -> None:
         """Keep it for the heatmaps, without what they do not show."""
-        self._last = snapshot
         self._seen += 1
-        if (self._seen - 1) % self._stride == 0:
+        if not snapshot.kind("activations"):
+            return  # peaks alone
+        self._last = snapshot
+        self._kept += 1
+        if (self._kept - 1) % self._stride == 0:
             kept = {
                 k: s for k, s in snapshot.groups.items() if k[0] in ("activations", "activation gradients")
             }
@@ -127,7 +132,8 @@ class HealthRecorder:
         values: dict[tags.Tag, float] = {}
         for kind in KINDS:
             groups = snapshot.kind(kind)
-            ups = [up for s in groups.values() if (up := s.headroom_up()) is not None]
+            tops = snapshot.largest(kind).values()
+            ups = [up for dtype, top in tops if (up := headroom(dtype, top)) is not None]
             if ups and kind != "updates":
                 values[tags.headroom(kind)] = min(ups)
             if kind != "updates" and groups:

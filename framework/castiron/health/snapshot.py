@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from castiron.health.dynamics import SecondMoment, Update
+from castiron.formats import number_format
+from castiron.health.dynamics import SecondMoment, Update, growth
 from castiron.health.statistics import Statistics
 
 Kind = Literal[
@@ -84,6 +85,9 @@ class Snapshot:
     """Committed optimizer steps, this one included."""
     groups: Mapping[tuple[Kind, str], Statistics] = field(default_factory=dict)
     """What a layer hands on (and the gradient of it), and all of its own parameters taken together."""
+    peaks: Mapping[tuple[Kind, str], tuple[str, float]] = field(default_factory=dict)
+    """Format and largest magnitude (infinite where an element is not finite) of what was looked at for
+    nothing else in this step."""
     updates: Mapping[str, LayerUpdate] = field(default_factory=dict)
     moments: Mapping[str, SecondMoment] = field(default_factory=dict)
     levels: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -97,6 +101,11 @@ class Snapshot:
     full: bool = False
     """Whether what other formats would make of it was measured too."""
 
+    def largest(self, kind: Kind) -> dict[str, tuple[str, float]]:
+        """Format and largest magnitude of one kind, by layer."""
+        found = {layer: value for (k, layer), value in self.peaks.items() if k == kind}
+        return found | {layer: (s.dtype, s.largest) for layer, s in self.kind(kind).items()}
+
     def kind(self, kind: Kind) -> dict[str, Statistics]:
         """The groups of one kind, by layer."""
         return {layer: s for (k, layer), s in self.groups.items() if k == kind}
@@ -108,8 +117,6 @@ class Snapshot:
 def rows_of(snapshot: Snapshot) -> list[dict[str, Any]]:
     """A snapshot as rows for a table: one for each kind and layer; null (None) where there is nothing to
     say."""
-    from castiron.health.dynamics import growth
-
     rows: list[dict[str, Any]] = []
     for (kind, layer), s in snapshot.groups.items():
         row: dict[str, Any] = {
@@ -141,10 +148,10 @@ def rows_of(snapshot: Snapshot) -> list[dict[str, Any]]:
                 f"{name}/scaled_subnormal": made.scaled_subnormal,
                 f"{name}/scaled_snr_db": _finite(made.scaled_snr_db),
             }
-        if kind == "parameters" and layer in snapshot.updates:
+        if kind == "updates" and layer in snapshot.updates:
             u = snapshot.updates[layer].update
             row |= {"wanted_updates": u.wanted, "lost_updates": u.lost, "update_ratio": _finite(u.ratio)}
-        if kind == "second moments" and layer in snapshot.moments:
+        if kind == "updates" and layer in snapshot.moments:
             m = snapshot.moments[layer]
             row |= {"moment_underflow": m.underflow_share, "moment_overflow": m.overflow_share}
         if kind == "activations":
@@ -153,7 +160,25 @@ def rows_of(snapshot: Snapshot) -> list[dict[str, Any]]:
             if layer in snapshot.levels:
                 row["growth"] = growth(snapshot.levels[layer])
         rows.append(row)
+    for (kind, layer), (dtype, largest) in snapshot.peaks.items():
+        rows.append(
+            {
+                "step": snapshot.step,
+                "kind": kind,
+                "layer": layer,
+                "dtype": dtype,
+                "largest": largest,
+                "headroom_up": headroom(dtype, largest),
+            }
+        )
     return rows
+
+
+def headroom(dtype: str, largest: float) -> float | None:
+    """Binades from a magnitude to the largest number of a format; None of zero."""
+    if not largest:
+        return None
+    return math.log2(number_format(dtype).max) - math.log2(largest) if math.isfinite(largest) else -1.0
 
 
 def _first(s: Statistics) -> int:

@@ -101,11 +101,13 @@ def read(folder: str | Path) -> list[Snapshot]:
     path = Path(folder) / FILE
     if not path.exists():
         return []
-    steps: dict[
-        int, tuple[dict[Any, Statistics], dict[str, LayerUpdate], dict[str, tuple[int, int]], bool]
-    ] = {}
+    steps: dict[int, tuple[Any, ...]] = {}
     for row in pq.read_table(path).to_pylist():
-        groups, updates, dead, full = steps.get(row["step"], ({}, {}, {}, False))
+        groups, updates, dead, full, peaks = steps.get(row["step"], ({}, {}, {}, False, {}))
+        if row["exponents"] is None:
+            peaks[row["kind"], row["layer"]] = (row["dtype"], row["largest"])
+            steps[row["step"]] = (groups, updates, dead, full, peaks)
+            continue
         exponents = np.zeros(bins_of(row["dtype"]), np.int64)
         first = row["first_exponent"]
         exponents[first : first + len(row["exponents"])] = row["exponents"]
@@ -132,9 +134,10 @@ def read(folder: str | Path) -> list[Snapshot]:
             updates[layer] = LayerUpdate(moved, row["dtype"])
         if row["units"] is not None:
             dead[layer] = (row["dead_units"], row["units"])
-        steps[row["step"]] = (groups, updates, dead, full)
+        steps[row["step"]] = (groups, updates, dead, full, peaks)
     return [
-        Snapshot(step, groups=g, updates=u, dead=d, full=f) for step, (g, u, d, f) in sorted(steps.items())
+        Snapshot(step, groups=g, updates=u, dead=d, full=f, peaks=p)
+        for step, (g, u, d, f, p) in sorted(steps.items())
     ]
 
 

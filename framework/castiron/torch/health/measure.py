@@ -36,8 +36,6 @@ _CHUNK = 1 << 16
 _DEVICE_CHUNK = 1 << 24
 """Elements at a time elsewhere: float32 counts them exactly."""
 
-_TYPES = {8: (np.uint64, np.int64, 52), 4: (np.uint32, np.int32, 23)}
-
 
 @dataclass(slots=True)
 class Pending:
@@ -53,9 +51,15 @@ class Pending:
 
 @dataclass(slots=True)
 class Batch:
-    """Collects what is measured in a step; `take` brings all of it to the host at once."""
+    """Collects what is measured in a step; `take` brings all of it to the host at once.
+
+    With `peaks_only` nothing but the largest magnitudes is measured, which is a tenth of the work.
+    """
 
     formats: tuple[str, ...] = ()
+    peaks_only: bool = False
+    _peaks: dict[Any, list[Tensor]] = field(default_factory=dict)
+    _dtypes: dict[Any, str] = field(default_factory=dict)
     _done: dict[Any, Statistics] = field(default_factory=dict)
     _pending: dict[Any, Pending] = field(default_factory=dict)
 
@@ -63,6 +67,10 @@ class Batch:
         """Measure tensors as one group. A second call of the same key adds to the first."""
         flat = [t for t in tensors if t.is_floating_point() and t.numel()]
         if not flat:
+            return
+        if self.peaks_only:
+            self._peaks.setdefault(key, []).extend(_peak(t) for t in flat)
+            self._dtypes[key] = dtype_name(flat[0].dtype)
             return
         dtype = dtype_name(flat[0].dtype)
         if flat[0].is_cpu:
@@ -91,6 +99,24 @@ class Batch:
         done, self._done, self._pending = self._done, {}, {}
         return done
 
+    def take_peaks(self) -> dict[Any, tuple[str, float]]:
+        """Formats and largest magnitudes: infinite where an element is not finite. Waits for the device."""
+        peaks, self._peaks = self._peaks, {}
+        if not peaks:
+            return {}
+        highest = torch.stack([torch.stack(tensors).max() for tensors in peaks.values()]).cpu()
+        numbers = highest.nan_to_num(nan=math.inf, posinf=math.inf).tolist()
+        return {key: (self._dtypes[key], n) for key, n in zip(peaks, numbers, strict=True)}
+
+
+@torch.no_grad()
+def _peak(tensor: Tensor) -> Tensor:
+    """Largest magnitude, NaN where there is one. float64, 0-dim, on the device."""
+    x = values_of(tensor)
+    x = x if x.dtype.itemsize > 1 else x.float()
+    low, high = torch.aminmax(x)
+    return torch.maximum(-low, high).double()
+
 
 def join(tensors: Sequence[Tensor]) -> Tensor:
     """The elements of all tensors, one after the other."""
@@ -111,55 +137,84 @@ def values_of(tensor: Tensor) -> Tensor:
 # --- on a CPU --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Bits:
+    """How a float lies in its bits, as NumPy scalars."""
+
+    bins: int
+    kind: Any
+    signed: Any
+    real: Any
+    narrow: Any
+    fraction: int
+    magnitude: Any
+    """All bits but the sign."""
+    infinity: Any
+    one: Any
+
+
+_FLOAT32 = _Bits(
+    256, np.uint32, np.int32, np.float32, np.uint8, 23,
+    np.uint32(0x7FFFFFFF), np.uint32(0xFF << 23), np.uint32(1),
+)  # fmt: skip
+_FLOAT64 = _Bits(
+    2048, np.uint64, np.int64, np.float64, np.int16, 52,
+    np.uint64(2**63 - 1), np.uint64(0x7FF << 52), np.uint64(1),
+)  # fmt: skip
+_PLAIN = (np.float32(2.0**-40).view(np.uint32), np.float32(2.0**40).view(np.uint32))
+"""Largest magnitudes between which float32 sums squares without loss."""
+
+
 @torch.no_grad()
 def measure_on_cpu(tensors: Sequence[Tensor], dtype: str, formats: Sequence[str] = WHAT_IF) -> Statistics:
     """The statistics of a group of tensors on a CPU. All of one format."""
-    bins = bins_of(dtype)
-    counts = torch.zeros(bins, dtype=torch.int64)
+    bits = _FLOAT64 if bins_of(dtype) == 2048 else _FLOAT32
+    counts: Tensor | None = None
     zeros = nans = size = 0
-    largest, smallest, squares = 0, np.iinfo(np.uint64).max, 0.0
-    kind, signed, fraction = _TYPES[8 if bins == 2048 else 4]
-    infinity = kind((bins - 1) << fraction)
+    largest, smallest, squares = 0, -1, 0.0
     chunks: list[np.ndarray] = []
-    for flat in (values_of(t).reshape(-1) for t in tensors):
-        for part in flat.split(_CHUNK):
-            x = part if part.dtype in (torch.float32, torch.float64) else part.float()
-            x = x.contiguous()
-            m = x.numpy().view(kind) & kind((1 << (bins_bits(bins) + fraction)) - 1)
-            exponents = (m.view(signed) >> fraction).astype(np.uint8 if bins == 256 else np.int16)
-            here = torch.bincount(torch.from_numpy(exponents), minlength=bins)
-            counts += here
-            size += part.numel()
-            if here[0].item():
-                zeros += m.size - int(np.count_nonzero(m))
-            if here[-1].item():
-                nans += int(np.count_nonzero(m > infinity))
-                finite = m[m < infinity]
-            else:
-                finite = m
-            if finite.size:
-                largest = max(largest, int(finite.max()))
-                # 0 - 1 wraps around to the largest integer: zeros are not the smallest
-                smallest = min(smallest, int((finite - kind(1)).min()))
-            wide = torch.from_numpy(finite.view(np.float64 if bins == 2048 else np.float32)).double()
-            squares += float(torch.dot(wide, wide))  # NumPy's own starts threads for it
-            if formats:
-                chunks.append(m)
+    parts = [p for t in tensors for p in values_of(t).reshape(-1).split(_CHUNK)]
+    if len(parts) > 1 and len(parts) == len(tensors) and sum(p.numel() for p in parts) <= _CHUNK:
+        parts = [torch.cat(parts)]
+    for part in parts:
+        x = part if part.dtype in (torch.float32, torch.float64) else part.float()
+        m = x.contiguous().numpy().view(bits.kind) & bits.magnitude
+        exponents = (m.view(bits.signed) >> bits.fraction).astype(bits.narrow)
+        here = torch.bincount(torch.from_numpy(exponents), minlength=bits.bins)
+        counts = here if counts is None else counts + here
+        size += m.size
+        low, high = m.min(), m.max()
+        finite = m
+        if high >= bits.infinity:
+            nans += int(np.count_nonzero(m > bits.infinity))
+            finite = m[m < bits.infinity]
+            high = finite.max() if finite.size else bits.kind(0)
+        if low == 0:
+            zeros += m.size - int(np.count_nonzero(m))
+            if high:  # 0 - 1 wraps around to the largest integer: zeros are not the smallest
+                low = (finite - bits.one).min() + bits.one
+        if high:
+            largest = max(largest, int(high))
+            smallest = int(low) if smallest < 0 else min(smallest, int(low))
+            squares += _squares(x, finite, high, bits)
+        if formats:
+            chunks.append(m)
+    assert counts is not None
 
     def number(pattern: int) -> float:
-        return float(np.array([pattern], kind).view(np.float64 if bins == 2048 else np.float32)[0])
+        return float(bits.kind(pattern).view(bits.real))
 
     top = number(largest)
-    low = number(smallest + 1) if largest else 0.0
-    live = size - zeros - int(counts[-1])
+    low = number(smallest) if largest else 0.0
     exponents64 = counts.numpy()
+    live = size - zeros - int(exponents64[-1])
     what_if: dict[str, WhatIf] = {}
     if formats:
         wanted: dict[float, int] = {}
         scales = {f: best_scale(top, number_format(f)) for f in formats}
         marks = {f: (edges(f), edges(f, scales[f])) for f in formats}
         for mark in {m for pair in marks.values() for three in pair for m in three}:
-            wanted[mark] = _at_least(mark, exponents64, chunks, live, kind, top)
+            wanted[mark] = _at_least(mark, exponents64, chunks, live, bits, top)
         noise = noise_of(torch.cat([values_of(t).reshape(-1) for t in tensors]), scales)
         for f, (plain, scaled) in marks.items():
             s, n, ss, sn = noise[f].tolist()
@@ -175,36 +230,37 @@ def measure_on_cpu(tensors: Sequence[Tensor], dtype: str, formats: Sequence[str]
     return Statistics(dtype, size, exponents64, zeros, nans, top, low, squares, what_if)
 
 
-def bins_bits(bins: int) -> int:
-    """Bits of the exponent: 8 of 256 bins."""
-    return bins.bit_length() - 1
+def _squares(x: Tensor, finite: np.ndarray, high: Any, bits: _Bits) -> float:
+    """Sum of the squares of the finite elements: in float32 where nothing of it is lost there."""
+    if finite.size == x.numel() and bits is _FLOAT32 and _PLAIN[0] < high < _PLAIN[1]:
+        flat = x.reshape(-1)
+        return float(torch.dot(flat, flat))  # NumPy's own starts threads for it
+    wide = torch.from_numpy(finite.view(bits.real)).double()
+    return float(torch.dot(wide, wide))
 
 
 def _at_least(
-    mark: float, exponents: np.ndarray, chunks: Sequence[np.ndarray], live: int, kind: Any, largest: float
+    mark: float, exponents: np.ndarray, chunks: Sequence[np.ndarray], live: int, bits: _Bits, largest: float
 ) -> int:
     """How many live elements are at or above a magnitude. Elements are looked at only where bins leave it
     open."""
     if mark > largest:
         return 0
-    bins = len(exponents)
-    size = np.float64 if bins == 2048 else np.float32
     with np.errstate(over="ignore", under="ignore"):
-        edge = size(mark)
+        edge = bits.real(mark)
         if float(edge) < mark:
-            edge = np.nextafter(edge, size(np.inf))
-    pattern = int(np.array([edge], size).view(kind)[0])
-    fraction = 52 if bins == 2048 else 23
-    place = pattern >> fraction
+            edge = np.nextafter(edge, bits.real(np.inf))
+    pattern = int(edge.view(bits.kind))
+    place = pattern >> bits.fraction
     above = int(exponents[place + 1 : -1].sum())
     if not exponents[place]:
         return above
-    if pattern == place << fraction and place:  # a power of two: the whole bin
+    if pattern == place << bits.fraction and place:  # a power of two: the whole bin
         return above + int(exponents[place])
     if pattern <= 1:
         return live
-    infinity = kind((bins - 1) << fraction)
-    return sum(int(np.count_nonzero((m >= kind(pattern)) & (m < infinity))) for m in chunks)
+    least = bits.kind(pattern)
+    return sum(int(np.count_nonzero((m >= least) & (m < bits.infinity))) for m in chunks)
 
 
 # --- elsewhere -------------------------------------------------------------------------------------------

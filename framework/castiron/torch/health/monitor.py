@@ -21,6 +21,9 @@ from castiron.torch.health.boundaries import Boundaries, CastWatch
 from castiron.torch.health.measure import Batch
 from castiron.torch.health.steps import StepWatch, state_of
 
+_UPDATES = 2
+"""Updates are looked at in every second measurement."""
+
 
 class HealthMonitor:
     """Measures a training at every n-th step, and says what is wrong before it breaks.
@@ -44,8 +47,10 @@ class HealthMonitor:
         model: whose layers are watched, under the names they have in it.
         optimizers: whose state and updates are looked at; `use` says it later.
         policy: its `health` section says how often; its scaling and updates, what advice is about.
-        what_if_every: at every so many measurements, what other formats would make of the values is
-            measured too.
+        histograms_every: at every so many measurements everything is measured; at the others growth, the loss
+            scale, the largest magnitudes that layers hand on, and at every second one updates.
+        what_if_every: at every so many of those, what other formats would make of the values is measured too;
+            None: at the first, second, third, fifth, ninth … of them.
         on_snapshot: called with every `castiron.health.snapshot.Snapshot`.
     """
 
@@ -55,14 +60,15 @@ class HealthMonitor:
         optimizers: Optimizer | Iterable[Optimizer] = (),
         policy: PrecisionPolicy | str = "float32",
         *,
-        what_if_every: int = 20,
+        histograms_every: int = 4,
+        what_if_every: int | None = None,
         on_snapshot: Callable[[Snapshot], None] | None = None,
     ) -> None:
         self.policy = PrecisionPolicy.model_validate(policy)
         self._model = model
         self._optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
         self._on_snapshot = on_snapshot
-        self._what_if_every = what_if_every
+        self._histograms_every, self._what_if_every = histograms_every, what_if_every
         self._full = False
         self._attempts = 0
         self._boundaries = Boundaries(model)
@@ -110,9 +116,9 @@ class HealthMonitor:
         self.active = number % self.policy.health.every == 0
         if not self.active:
             return
-        full = self._measured % self._what_if_every == 0
-        self._batch = Batch(WHAT_IF if full else ())
-        self._full = full
+        large = self._measured % self._histograms_every == 0
+        self._full = large and self._asks(self._measured // self._histograms_every)
+        self._batch = Batch(WHAT_IF if self._full else (), peaks_only=not large)
         self._boundaries.begin(self._batch)
         self._stance = contextlib.ExitStack()
         if "torch._dynamo" in sys.modules:  # else nothing was compiled: asking would load it, in a second
@@ -134,12 +140,12 @@ class HealthMonitor:
             return
         self._close_forward()
         self._updating = True
-        for layer, parameters in self._parameters.items():
-            gradients = [p.grad for _, p in parameters if p.grad is not None]
-            for_each = _by_dtype(gradients)
-            if for_each:
-                self._batch.add(("gradients", layer), for_each)
-        self._steps.before()
+        if not self._batch.peaks_only:
+            for layer, parameters in self._parameters.items():
+                gradients = [p.grad for _, p in parameters if p.grad is not None]
+                self._batch.add(("gradients", layer), _by_dtype(gradients))
+        if self._measured % _UPDATES == 0:
+            self._steps.before()
 
     def end(self, *, held: int | None = None) -> Snapshot | None:
         """The step was committed. → its snapshot, where it was measured. Waits for the device."""
@@ -150,15 +156,22 @@ class HealthMonitor:
             return None
         self._close_forward()
         updates, moments, changes = self._steps.after() if self._updating else ({}, {}, {})
-        for layer, parameters in self._parameters.items():
-            self._batch.add(("parameters", layer), _by_dtype([p for _, p in parameters]))
-            for kind, key in (("first moments", "exp_avg"), ("second moments", "exp_avg_sq")):
-                self._batch.add((kind, layer), self._state(parameters, key))
-            if layer in changes:
-                self._batch.add(("updates", layer), [changes[layer].float()])
+        peaks = self._batch.take_peaks()
+        rest = Batch(self._batch.formats)
+        if not self._batch.peaks_only:
+            for layer, parameters in self._parameters.items():
+                rest.formats = self._batch.formats
+                rest.add(("parameters", layer), _by_dtype([p for _, p in parameters]))
+                rest.formats = ()
+                rest.add(("first moments", layer), self._state(parameters, "exp_avg"))
+                rest.add(("second moments", layer), self._state(parameters, "exp_avg_sq"))
+        rest.formats = ()
+        for layer, change in changes.items():
+            rest.add(("updates", layer), [change.float()])
         snapshot = Snapshot(
             step=self._count,
-            groups=self._batch.take(),
+            groups={**self._batch.take(), **rest.take()},
+            peaks=peaks,
             updates=updates,
             moments=moments,
             levels=self._boundaries.take_levels(),
@@ -189,6 +202,7 @@ class HealthMonitor:
             self._steps.discard()
             self._casts.take()
             self._batch.take()
+            self._batch.take_peaks()
             self._boundaries.take_levels()
             self._boundaries.take_dead()
             self.active = self._updating = False
@@ -204,6 +218,12 @@ class HealthMonitor:
         self._boundaries.remove()
 
     # --- details ---------------------------------------------------------------------------------------
+
+    def _asks(self, number: int) -> bool:
+        """Whether this one of the full measurements also asks what other formats would make of the values."""
+        if self._what_if_every is None:
+            return number & (number - 1) == 0
+        return number % self._what_if_every == 0
 
     def _look_at_scale(self) -> None:
         self._findings += self._advisor.look_at_scale(self._count, self._attempts, self._scaling)
