@@ -26,6 +26,7 @@ from castiron.lightning.recorder import Recorder
 from castiron.lightning.stopping import GracefulStop, TrainingStopped
 from castiron.lightning.trainer import Trainer
 from castiron.policy import Plan
+from castiron.torch.audit.errors import dtype_errors
 from castiron.training.backend import Job, Outcome, Status
 from castiron.training.config import TrainerConfig
 from castiron.training.incident import Incident
@@ -107,7 +108,7 @@ class TrainingRun:
         failure: NumericIncident | None = None
         started = time.perf_counter()
         try:
-            with stop:
+            with stop, dtype_errors(module.precision_root):
                 trainer.fit(
                     module,
                     self._train,

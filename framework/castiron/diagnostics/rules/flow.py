@@ -132,8 +132,8 @@ RULES: tuple[Rule, ...] = (
         why="A float64 target makes the whole loss and its backward pass float64; a float16 one makes the "
         "loss float16, which overflows at 65,504. Frameworks say nothing.",
         remedy="Cast outputs and targets to the declared format before the loss, or declare `loss:`.",
-        bad="F.mse_loss(outputs, torch.from_numpy(targets))  # float64, as NumPy made them",
-        good="F.mse_loss(outputs.float(), torch.from_numpy(targets).float())",
+        bad="loss = F.mse_loss(outputs, torch.from_numpy(targets))  # float64, as NumPy made them",
+        good="loss = F.mse_loss(outputs.float(), torch.from_numpy(targets).float())",
     ),
     Rule(
         code="F311",
@@ -167,7 +167,7 @@ RULES: tuple[Rule, ...] = (
         why="torch's optimizers follow the parameter: bfloat16 moments lose updates below 1/256 of their "
         "size.",
         remedy="Let castiron make or wrap the optimizer, or declare `state:`.",
-        bad="optimizer = torch.optim.AdamW(model.bfloat16().parameters())  # state: float32 declared",
+        bad="optimizer = torch.optim.AdamW(model.bfloat16().parameters())  # bf16-true",
         good="optimizer = torch.optim.AdamW(model.parameters())",
     ),
     Rule(
@@ -220,8 +220,8 @@ RULES: tuple[Rule, ...] = (
         "warns at "
         "most; a loss written by hand says nothing.",
         remedy="Give both one shape: outputs.squeeze(-1), or targets.unsqueeze(-1).",
-        bad="F.mse_loss(outputs, targets)  # [16, 1] and [16]",
-        good="F.mse_loss(outputs.squeeze(-1), targets)",
+        bad="loss = F.mse_loss(outputs[:, :1], targets[:, 0])  # [16, 1] and [16]",
+        good="loss = F.mse_loss(outputs[:, 0], targets[:, 0])",
     ),
     Rule(
         code="F318",
@@ -242,8 +242,8 @@ RULES: tuple[Rule, ...] = (
         what="binary_cross_entropy takes probabilities under autocast.",
         why="torch refuses it on CUDA: a 16-bit probability rounds to 0 or 1, and its logarithm is infinite.",
         remedy="Use binary_cross_entropy_with_logits on the outputs before the sigmoid.",
-        bad="F.binary_cross_entropy(outputs.sigmoid(), targets)  # bf16-mixed",
-        good="F.binary_cross_entropy_with_logits(outputs, targets)",
+        bad="loss = F.binary_cross_entropy(outputs.sigmoid(), targets)  # bf16-mixed",
+        good="loss = F.binary_cross_entropy_with_logits(outputs, targets)",
     ),
     Rule(
         code="F320",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from castiron.diagnostics import Finding, finding
+from torch import nn
+
+from castiron.diagnostics import AuditError, CastironError, Finding, finding
 from castiron.torch.audit.context import place
+from castiron.torch.audit.lines import lines_of
 from castiron.torch.audit.records import Failure
 
 
@@ -146,6 +150,11 @@ TRANSLATIONS: tuple[Translation, ...] = (
         "values are written into a tensor of another format", "values in the format of the tensor", _CAST,
     ),
     Translation(
+        "F307", r"(\S+): Low precision dtypes not supported\. Got (\w+)",
+        "the kernel {0} does not exist for {1}", "float32 or float64",
+        "Compute it in float32, or declare a layer rule.",
+    ),
+    Translation(
         "F307", r"\"(\S+)\" not implemented for '(\w+)'",
         "the kernel {0} does not exist for {1}", "a format that the kernel has",
         "Compute it in float32, or declare a layer rule.",
@@ -173,6 +182,36 @@ def translate(message: str) -> Callable[..., Finding] | None:
 
             return make
     return None
+
+
+@contextlib.contextmanager
+def dtype_errors(model: nn.Module) -> Iterator[None]:
+    """Within it the framework's errors about formats are raised as AuditError: layer, line, formats, remedy.
+
+    Raises:
+        AuditError: from an error about formats (F306, F307, F319, F324). Other errors pass as they are.
+    """
+    try:
+        yield
+    except CastironError:
+        raise
+    except Exception as e:
+        make = translate(str(e))
+        if make is None:
+            raise
+        where = place(lines_of(e), _layer_of(e, model), None, None)
+        raise AuditError(make(place=where)) from e
+
+
+def _layer_of(error: BaseException, model: nn.Module) -> str | None:
+    """Path of the innermost layer in an error's traceback."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    found: str | None = None
+    trace = error.__traceback__
+    while trace is not None:
+        found = paths.get(id(trace.tb_frame.f_locals.get("self")), found)
+        trace = trace.tb_next
+    return found
 
 
 def explain(failure: Failure) -> Finding:

@@ -18,9 +18,12 @@ def check(context: Context) -> Iterator[Finding]:
     there_and_back = {id(back): there for back in casts if (there := _source_cast(back)) is not None}
     for op in casts:
         there = there_and_back.get(id(op))
-        if there is not None and (is_users_cast(op) or is_users_cast(there)):
+        if there is not None and is_users_cast(there):
             yield _ping_pong(context, there, op)
-    ponged = {id(op) for op in there_and_back.values()} | set(there_and_back)
+    # where the first cast is the plan's own (a layer's output), only the second is the user's doing
+    ponged = {id(there) for there in there_and_back.values()} | {
+        back for back, there in there_and_back.items() if is_users_cast(there)
+    }
     for op in casts:
         if is_users_cast(op) and id(op) not in ponged and op.phase == "forward":
             yield from _users(context, op)

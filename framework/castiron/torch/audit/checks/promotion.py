@@ -99,7 +99,7 @@ def _float64(context: Context, told: set[int]) -> Iterator[Finding]:
                 said.add(id(root.value))
                 if root.value.shape == () and not _spreads(root.value):
                     continue  # a scalar: it does not decide the format of what it meets
-                if not _is_used(root.value) and root.kind == "constant":
+                if not _is_used(root.value):
                     continue
                 yield _begins(context, root)
 
