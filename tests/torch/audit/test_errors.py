@@ -88,9 +88,13 @@ CASES = {
         "F307 a",
     ),
     "numpy right": (
-        lambda: np.exp(torch.ones(2, requires_grad=True)), "F307 a tensor that needs gradients meets a NumPy array.",
+        lambda: np.exp(torch.ones(2, requires_grad=True)),
+        "F307 a tensor that needs gradients meets a NumPy array.",
     ),
-    "assigned gradient": (assigned_gradient, "F307 a gradient in float64 is put on a parameter that wants float32."),
+    "assigned gradient": (
+        assigned_gradient,
+        "F307 a gradient in float64 is put on a parameter that wants float32.",
+    ),
     "changed after the first step": (
         changed_after_the_first_step, "F307 an operation wants float32 for 'end' and got float64",
     ),
@@ -103,10 +107,12 @@ CASES = {
         "F306 values are written into a tensor of another format.",
     ),
     "no kernel": (
-        lambda: torch.linalg.inv(torch.eye(2, dtype=torch.bfloat16)), "F307 the kernel linalg.inv does not exist for bfloat16.",
+        lambda: torch.linalg.inv(torch.eye(2, dtype=torch.bfloat16)),
+        "F307 the kernel linalg.inv does not exist for bfloat16.",
     ),
     "no kernel in words": (
-        lambda: torch.histc(torch.ones(2, dtype=torch.float16)), "F307 the kernel histogram_cpu does not exist for float16.",
+        lambda: torch.softmax(torch.ones(2, dtype=torch.int64), 0),
+        "F307 the kernel softmax_lastdim_kernel_impl does not exist for int64.",
     ),
 }  # fmt: skip
 
