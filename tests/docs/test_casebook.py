@@ -38,6 +38,11 @@ def report(names: dict[str, Any]) -> Any:
     return audit(names["model"], names["batch"], names.get("policy", "float32"), **arguments)
 
 
+def translated(error, model):
+    with dtype_errors(model):
+        raise error
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("title", SECTIONS)
 def test_section(title, tmp_path):
@@ -55,9 +60,9 @@ def test_section(title, tmp_path):
     if found is not None and found.group(2) == "audit":
         assert found.group(1) in [f.code for f in report(names).findings], report(names).as_text(all=True)
     elif found is not None:
-        with pytest.raises(AuditError, match=found.group(1)), dtype_errors(names["model"]):
-            assert error is not None
-            raise error
+        assert error is not None
+        with pytest.raises(AuditError, match=found.group(1)):
+            translated(error, names["model"])
     if "Mended:" in text:
         mended, error = run(blocks[1], tmp_path / "mended.py")
         assert error is None

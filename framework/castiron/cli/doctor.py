@@ -147,6 +147,17 @@ def _wing(backend: str, device: str) -> Iterator[Check]:
     width = max(map(len, outlooks))
     lines = [f"{name.ljust(width)}  {told}" for name, told in outlooks.items()]
     yield Check("ok", "Presets here", "", lines, record=outlooks)
+    yield Check("ok", "Guard", _guard(capability.device))
+
+
+def _guard(device: str) -> str:
+    """What it costs to hold a bad step back, by optimizer."""
+    if device == "cpu":
+        return "any optimizer; the verdict on a step is there as soon as its gradients are"
+    return (
+        "Adam, AdamW, SGD and Adagrad with fused=True take the verdict on the device; with any other "
+        "optimizer the host waits for it once a step"
+    )
 
 
 def _presets() -> list[str]:

@@ -48,7 +48,8 @@ class NumericIncident(CastironError):
     """A step with NaN or infinity where the policy allows none. Nothing of the step was applied.
 
     `incident` is the record (`castiron.training.incident.Incident`) of what happened, `path` the folder that
-    holds it together with all that `castiron replay` needs; None where the step was not looked at again, or nothing was written.
+    holds it together with all that `castiron replay` needs; None where the step was not looked at again, or
+    nothing was written.
     """
 
     exit_code = 1

@@ -81,7 +81,7 @@ class Canvas:
                 )
         return "".join(parts) + "</svg>"
 
-    def png(self, scale: int = 2) -> bytes:
+    def png(self, scale: int = 1) -> bytes:
         """The bytes of a PNG file, so many pixels to one of the drawing."""
         from PIL import Image, ImageDraw
 

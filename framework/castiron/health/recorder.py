@@ -77,7 +77,8 @@ class HealthRecorder:
         if self._writer is None or last is None or last.step == self._drawn:
             return
         self._drawn = last.step
-        for kind in ("activations", "activation gradients", "gradients", "parameters"):
+        shown: tuple[Kind, ...] = ("activations", "activation gradients", "parameters")
+        for kind in shown:
             if last.kind(kind):
                 tag = tags.figure(
                     f"exponents by layer/{kind}",
@@ -86,16 +87,12 @@ class HealthRecorder:
                     "format.",
                 )
                 self._writer.image(tag, figures.exponents(last, kind).png(), last.step)
-        maps = (
-            ("headroom by layer", figures.headroom_map, "Rows: layers. Across: steps. Dark: near overflow."),
-            ("underflow by layer", figures.underflow_map, "Rows: layers. Across: steps. Dark: subnormal."),
+        tag = tags.figure("headroom by layer", "Rows: layers. Across: steps. Dark: near overflow.")
+        self._writer.image(tag, figures.headroom_map(self._history).png(), last.step)
+        tag = tags.figure(
+            "underflow by layer", "Rows: layers. Across: steps. Dark: subnormal; grey: all zero."
         )
-        chosen: tuple[Kind, ...] = ("activations", "activation gradients")
-        for name, draw, says in maps:
-            for kind in chosen:
-                if last.kind(kind):
-                    tag = tags.figure(f"{name}/{kind}", says)
-                    self._writer.image(tag, draw(self._history, kind).png(), last.step)
+        self._writer.image(tag, figures.underflow_map(self._history).png(), last.step)
 
     def close(self) -> None:
         """The figures of the whole run, and the rest of the table."""

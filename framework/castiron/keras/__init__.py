@@ -1,4 +1,11 @@
-"""The TensorFlow wing: the plan applied, steps, scaling, optimizers, through Keras on TensorFlow."""
+"""The TensorFlow wing: the plan applied, steps, scaling, optimizers, through Keras on TensorFlow.
+
+model = enforce(keras_model, "bf16-mixed")          # and compile, fit, evaluate, predict as ever
+
+with transaction(model, optimizer, policy) as step:  # a loop of one's own
+    for batch in batches:
+        step(loss_of, batch)
+"""
 
 from __future__ import annotations
 
@@ -6,12 +13,14 @@ import keras as _keras
 
 from castiron.diagnostics import ConfigError, finding
 from castiron.keras.capability import device_capability
+from castiron.keras.enforcement import enforce
 from castiron.keras.inputs import as_dataset, cast_inputs
 from castiron.keras.loss import to_loss_dtype
 from castiron.keras.modules import describe
 from castiron.keras.precision import Precision, apply, departures
 from castiron.keras.scaling import make_scaler
 from castiron.keras.switches import matmul_switches
+from castiron.keras.transaction import transaction
 
 if _keras.backend.backend() != "tensorflow":
     raise ConfigError(
@@ -32,7 +41,9 @@ __all__ = [
     "departures",
     "describe",
     "device_capability",
+    "enforce",
     "make_scaler",
     "matmul_switches",
     "to_loss_dtype",
+    "transaction",
 ]

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from castiron.data import Schema
-from castiron.diagnostics import Finding, Place, PlanError, finding
+from castiron.diagnostics import Finding
 from castiron.policy import Plan, PrecisionPolicy, resolve
 from castiron.torch.capability import device_capability
 from castiron.torch.clipping import clip_by_norm
-from castiron.torch.dtypes import dtype_name, torch_dtype
+from castiron.torch.dtypes import torch_dtype
 from castiron.torch.inputs import cast_inputs
+from castiron.torch.loss import check_loss
 from castiron.torch.modules import describe
 from castiron.torch.precision import Precision as AppliedPlan
 from castiron.torch.precision import apply
@@ -112,8 +113,10 @@ class PrecisionPlugin(Precision):
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss, times the scale."""
-        if not self._checked_loss:
-            self._check_loss(loss)
+        if not self._checked_loss:  # once
+            self._checked_loss = True
+            if found := check_loss(loss, self.policy):
+                self.findings.append(found)
         return self._scaler.scale(loss)
 
     def pre_backward(self, tensor: Tensor, module: pl.LightningModule) -> Tensor:  # type: ignore[override]
@@ -188,24 +191,6 @@ class PrecisionPlugin(Precision):
         if self._stepped:
             self._scaler.update()
             self._stepped.clear()
-
-    def _check_loss(self, loss: Tensor) -> None:
-        """Once: the loss has the declared format. What the model does before it is for the audit."""
-        self._checked_loss = True
-        expected = self.policy.loss
-        if self.policy.enforce.level == "off" or loss.dtype is torch_dtype(expected):
-            return
-        found = finding(
-            "F310",
-            "the loss is not in the declared format",
-            place=Place(op="loss", phase="forward"),
-            expected=expected,
-            received=dtype_name(loss.dtype),
-            severity="error" if self.policy.enforce.level == "strict" else "warning",
-        )
-        if found.severity == "error":
-            raise PlanError(found)
-        self.findings.append(found)
 
     # --- state -------------------------------------------------------------------------------------
 

@@ -83,6 +83,11 @@ class Boundaries:
         tensors = [(i, t) for i, t in _floats(output) if t.numel() and not t.is_sparse]
         if not tensors:
             return
+        assert self._batch is not None
+        if self._batch.peaks_only:
+            for index, tensor in tensors:
+                self._batch.add(("activations", f"{name}[{index}]" if index else name), [tensor])
+            return
         main = tensors[0][1]
         if name in self._recurrent:
             self._see_state(name, module, output)
@@ -96,7 +101,6 @@ class Boundaries:
             axis = 1 if main.dim() > 3 else -1
             silent = (main == 0).transpose(axis, -1).reshape(-1, main.shape[axis]).all(0)
             self._dead[name] = silent if name not in self._dead else self._dead[name] & silent
-        assert self._batch is not None
         for index, tensor in tensors:
             label = name if index == 0 else f"{name}[{index}]"
             self._batch.add(("activations", label), [tensor])
@@ -108,7 +112,7 @@ class Boundaries:
         """A module with layers inside hands this on. One that is called again and again in a forward pass
         is a cell: the levels of its states are kept, from the second call on."""
         calls = self._calls[name] = self._calls.get(name, 0) + 1
-        if 1 < calls <= _STEPS:
+        if 1 < calls <= _STEPS and self._batch is not None and not self._batch.peaks_only:
             for index, tensor in _floats(output)[:3]:
                 label = f"{name}[{index}]" if index else name
                 self._levels.setdefault(label, []).append(_rms(tensor).reshape(1))

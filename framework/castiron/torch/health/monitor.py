@@ -21,9 +21,6 @@ from castiron.torch.health.boundaries import Boundaries, CastWatch
 from castiron.torch.health.measure import Batch
 from castiron.torch.health.steps import StepWatch, state_of
 
-_UPDATES = 2
-"""Updates are looked at in every second measurement."""
-
 
 class HealthMonitor:
     """Measures a training at every n-th step, and says what is wrong before it breaks.
@@ -47,8 +44,9 @@ class HealthMonitor:
         model: whose layers are watched, under the names they have in it.
         optimizers: whose state and updates are looked at; `use` says it later.
         policy: its `health` section says how often; its scaling and updates, what advice is about.
-        histograms_every: at every so many measurements everything is measured; at the others growth, the loss
-            scale, the largest magnitudes that layers hand on, and at every second one updates.
+        histograms_every: at every so many measurements everything is measured; at the others the loss
+        scale, and
+            the largest magnitudes that layers hand on.
         what_if_every: at every so many of those, what other formats would make of the values is measured too;
             None: at the first, second, third, fifth, ninth … of them.
         on_snapshot: called with every `castiron.health.snapshot.Snapshot`.
@@ -144,7 +142,6 @@ class HealthMonitor:
             for layer, parameters in self._parameters.items():
                 gradients = [p.grad for _, p in parameters if p.grad is not None]
                 self._batch.add(("gradients", layer), _by_dtype(gradients))
-        if self._measured % _UPDATES == 0:
             self._steps.before()
 
     def end(self, *, held: int | None = None) -> Snapshot | None:

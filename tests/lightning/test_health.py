@@ -1,0 +1,183 @@
+"""NumericHealth in Lightning's trainers, and what it leaves in the run directory."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from castiron.health.snapshot import KINDS
+from castiron.health.table import SCHEMA, read
+from castiron.lightning import NumericHealth, PrecisionPlugin, RunLogger, Trainer
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers", "ignore:The number of training"
+)
+
+
+class Lit(pl.LightningModule):
+    def __init__(self, weight: float | None = None, lr: float = 1e-2) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU())
+        self.head = nn.Linear(16, 2)
+        if weight is not None:
+            for p in self.parameters():
+                nn.init.constant_(p, weight)
+        self.lr = lr
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self.head(self.body(x)).float(), y)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+
+def rows(count: int = 64) -> DataLoader:
+    torch.manual_seed(0)
+    x = torch.randn(count, 8)
+    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=4)
+
+
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+
+
+def test_castirons_trainer_measures_by_itself(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(
+        health={"every": 2}, max_epochs=2, default_root_dir=tmp_path, enable_checkpointing=False, **QUIET
+    )
+    trainer.fit(Lit(), rows())
+    (health,) = [c for c in trainer.callbacks if isinstance(c, NumericHealth)]
+    assert health.findings == []
+    assert health.last is not None
+    assert isinstance(trainer.logger, RunLogger)
+    folder = trainer.logger.run.path
+    table = pq.read_table(folder / "health.parquet")
+    assert table.schema.equals(SCHEMA)
+    steps = sorted(set(table["step"].to_pylist()))
+    assert steps == list(range(1, 33, 2))
+    back = read(folder)
+    assert [s.step for s in back] == steps
+    assert {kind for kind, _ in back[0].groups} == set(KINDS)
+    assert {layer for _, layer in back[0].groups} == {"body.0", "body.1", "head"}
+    assert back[0].full
+    assert back[1].peaks.keys() == {("activations", n) for n in ("body.0", "body.1", "head")}
+
+
+@pytest.fixture
+def events() -> Any:
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    kinds = ("scalars", "histograms", "images", "tensors")
+    return lambda folder: EventAccumulator(str(folder), size_guidance=dict.fromkeys(kinds, 0)).Reload()
+
+
+def test_tensorboard_gets_curves_histograms_figures_and_nothing_empty(tmp_path: Path, events: Any) -> None:
+    torch.manual_seed(0)
+    trainer = Trainer(
+        health={"every": 1}, max_epochs=2, default_root_dir=tmp_path, enable_checkpointing=False, **QUIET
+    )
+    trainer.fit(Lit(), rows())
+    assert isinstance(trainer.logger, RunLogger)
+    found = events(trainer.logger.run.path)
+    tags = found.Tags()
+    assert "Health/headroom/activations" in tags["scalars"]
+    assert {f"Health/update to weight/{n}" for n in ("body.0", "head")} <= set(tags["scalars"])
+    assert "Health/exponents/activations" in tags["histograms"]
+    assert set(tags["images"]) == {
+        "Health/exponents by layer/activations",
+        "Health/exponents by layer/activation gradients",
+        "Health/exponents by layer/parameters",
+        "Health/headroom by layer",
+        "Health/underflow by layer",
+    }
+    assert all(e.width == 900 for tag in tags["images"] for e in found.Images(tag))
+    assert all(e.histogram_value.num > 0 for e in found.Histograms("Health/exponents/activations"))
+
+
+def test_advice_reaches_people(tmp_path: Path, events: Any, caplog: pytest.LogCaptureFixture) -> None:
+    policy = {
+        "preset": "bf16-true",
+        "updates": {"master": None, "rounding": "nearest"},
+        "health": {"every": 1},
+    }
+    trainer = Trainer(policy, max_steps=12, default_root_dir=tmp_path, enable_checkpointing=False, **QUIET)
+    trainer.fit(Lit(weight=1.0, lr=6e-4), rows())
+    (health,) = [c for c in trainer.callbacks if isinstance(c, NumericHealth)]
+    assert "N521" in {f.code for f in health.findings}
+    assert any("N521" in r.message and "lost" in r.message for r in caplog.records)
+    assert isinstance(trainer.logger, RunLogger)
+    text = events(trainer.logger.run.path).Tensors("Health/advice")
+    assert any(b"N521" in e.tensor_proto.string_val[0] for e in text)
+
+
+def test_any_lightning_trainer_and_any_logger(tmp_path: Path) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path)
+    health = NumericHealth({"preset": "float32", "health": {"every": 4}})
+    trainer = pl.Trainer(
+        plugins=[PrecisionPlugin("float32")], callbacks=[health], logger=logger, max_epochs=1,
+        enable_checkpointing=False, log_every_n_steps=1, **QUIET,
+    )  # fmt: skip
+    trainer.fit(Lit(), rows())
+    assert [s.step for s in read(logger.log_dir)] == [1, 5, 9, 13]
+    assert "health/headroom/activations" in (Path(logger.log_dir) / "metrics.csv").read_text()
+
+
+def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
+    health = NumericHealth({"preset": "float32", "health": {"every": 1}}, folder=tmp_path)
+    trainer = pl.Trainer(
+        callbacks=[health], logger=False, max_epochs=1, accumulate_grad_batches=4, enable_checkpointing=False,
+        **QUIET,
+    )  # fmt: skip
+    trainer.fit(Lit(), rows())
+    assert [s.step for s in read(tmp_path)] == [1, 2, 3, 4]
+    assert read(tmp_path)[0].groups["activations", "head"].size == 8  # of one micro-batch
+
+
+def test_a_held_step_is_not_measured(tmp_path: Path) -> None:
+    class Bad(Lit):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss * float("nan") if batch_idx == 2 else loss
+
+    trainer = Trainer(
+        guard={"response": "hold"}, health={"every": 1}, max_epochs=1, default_root_dir=tmp_path,
+        enable_checkpointing=False, **QUIET,
+    )  # fmt: skip
+    trainer.fit(Bad(), rows(32))
+    assert isinstance(trainer.logger, RunLogger)
+    snapshots = read(trainer.logger.run.path)
+    assert [s.step for s in snapshots] == list(range(1, 8))
+    assert all(s.non_finite == 0 for snapshot in snapshots for s in snapshot.groups.values())
+    assert json.loads((trainer.logger.run.path / "summary.json").read_text())["steps"] == 7
+
+
+def test_a_resumed_table_takes_back_what_happened_to_nobody(tmp_path: Path) -> None:
+    from castiron.health.recorder import HealthRecorder
+    from castiron.health.snapshot import Snapshot
+    from castiron.health.statistics import measure
+
+    values = measure(torch.randn(50).numpy())
+    for resumed_at, steps in ((None, range(1, 6)), (3, range(4, 8)), (None, range(1, 2))):
+        with HealthRecorder(tmp_path, resumed_at=resumed_at) as recorder:
+            for step in steps:
+                recorder.add(Snapshot(step, groups={("activations", "a"): values}, full=True))
+        found = read(tmp_path)
+        assert [s.step for s in found] == list(range(1, steps[-1] + 1))
+        again = found[0].groups["activations", "a"]
+        assert (again.exponents == values.exponents).all()
+        assert again.rms == pytest.approx(values.rms)
+        assert again.what_if["float16"].scale == values.what_if["float16"].scale
