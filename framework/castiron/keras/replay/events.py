@@ -15,7 +15,6 @@ CODES: dict[Event, str] = {
     "zero-over-zero": "N502",
     "zero-times-inf": "N503",
     "domain": "N504",
-    "underflow": "N505",
     "inherited": "N506",
     "data": "N507",
     "optimizer": "N508",
