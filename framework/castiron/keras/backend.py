@@ -45,14 +45,14 @@ class KerasBackend:
         return session.predict(job, inputs)
 
     def audit(self, job: Job) -> AuditReport:
-        from castiron.keras import auditing
+        from castiron.keras.auditing import audit_recipe
 
-        return auditing.audit_recipe(job)
+        return audit_recipe(job)
 
     def audit_model(self, model: Any, inputs: Sequence[str], policy: PrecisionPolicy) -> AuditReport:
-        from castiron.keras import auditing
+        from castiron.keras.auditing import audit_model
 
-        return auditing.audit_model(model, inputs, policy)
+        return audit_model(model, inputs, policy)
 
     def replay(
         self, folder: IncidentFolder, config: RunConfig, recipe: type[Recipe], remedies: Remedies
