@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from castiron.diagnostics import NumericIncident
 from castiron.lightning import NumericGuard, Trainer, replay
+from castiron.policy import PrecisionPolicy
+from castiron.policy.sections import GuardSection
 from castiron.torch import WeightAverage
 
 NAN = float("nan")
@@ -23,9 +25,10 @@ NAN = float("nan")
 class Net(pl.LightningModule):
     """A network with everything that a skipped step leaves traces in."""
 
-    def __init__(self) -> None:
+    def __init__(self, fused: bool = False) -> None:
         super().__init__()
         torch.manual_seed(1)
+        self.fused = fused
         layers = [nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1)]
         self.net = nn.Sequential(*layers)
 
@@ -33,7 +36,7 @@ class Net(pl.LightningModule):
         return nn.functional.mse_loss(self.net(batch["x"]), batch["y"])
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2, fused=self.fused)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -81,7 +84,7 @@ def fit(
     trainer = Trainer(
         arguments.pop("policy", "float32"), max_epochs=1, logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=folder,
-        callbacks=[average, *arguments.pop("more", [])], **arguments,
+        callbacks=[*arguments.pop("first", []), average, *arguments.pop("more", [])], **arguments,
     )  # fmt: skip
     module = module or Net()
     trainer.fit(module, loader)
@@ -112,6 +115,29 @@ def test_training_goes_on_as_if_the_bad_batch_had_not_been_there(
     first, second = (t.lr_scheduler_configs[0].scheduler.state_dict() for t in (plain, trainer))
     assert first == second
     assert str(averaged.average.state_dict()) == str(other.average.state_dict())
+
+
+@pytest.mark.parametrize("policy", ["float32", "bf16-mixed", "c=bfloat16,p=bfloat16,o=bfloat16"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_verdict_that_is_read_when_the_step_is_queued_holds_as_much(
+    policy: str, accumulate: int, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"policy": policy, "accumulate_grad_batches": accumulate}
+    good, plain, averaged = fit(Batches({}), tmp_path, module=Net(fused=True), **arguments)
+    guard = NumericGuard(
+        PrecisionPolicy.model_validate(policy).model_copy(update={"guard": GuardSection(**HOLD)}), late=True
+    )
+    bad_batches = Batches({2: NAN, 3: NAN}) if accumulate == 1 else Pairs({1: NAN})
+    held, trainer, other = fit(bad_batches, tmp_path, first=[guard], module=Net(fused=True), **arguments)
+    assert guard.held == (2 if accumulate == 1 else 1)
+    assert guard._late
+    assert "found_inf" not in trainer.optimizers[0].__dict__
+    for name, value_ in good.state_dict().items():
+        assert torch.equal(held.state_dict()[name], value_), name
+    assert str(trainer.optimizers[0].state_dict()) == str(plain.optimizers[0].state_dict())
+    assert str(averaged.average.state_dict()) == str(other.average.state_dict())
+    incident = json.loads((guard.incidents[-1] / "incident.json").read_text())
+    assert (incident["code"], incident["event"]) == ("N507", "data")
 
 
 class Pairs(Batches):
@@ -205,10 +231,22 @@ def test_a_second_optimizers_fault_undoes_the_first_ones_step(tmp_path: Path) ->
         assert str(a.state_dict()) == str(b.state_dict())
 
 
-def test_an_overflow_while_the_loss_scale_calibrates_is_expected(tmp_path: Path) -> None:
-    policy = {"preset": "fp16-mixed", "scaling": {"kind": "dynamic", "initial": 2.0**24, "max": 2.0**24}}
-    module, trainer, _ = fit(Batches({}), tmp_path, policy=policy)
+class Thrice(Batches):
+    """The same batches three times over."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for _ in range(3):
+            yield from super().__iter__()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_overflow_while_the_loss_scale_calibrates_is_expected(late: bool, tmp_path: Path) -> None:
+    policy = {"preset": "fp16-mixed", "scaling": {"kind": "dynamic", "initial": 2.0**14, "interval": 1}}
+    first = [NumericGuard(late=late)]
+    module, trainer, _ = fit(Thrice({}), tmp_path, policy=policy, module=Net(fused=True), first=first)
     guard = guard_of(trainer)
+    assert guard._late is late
+    assert trainer.global_step + guard.overflows == 18
     assert guard.overflows > 0
     assert guard.held == 0
     assert all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())

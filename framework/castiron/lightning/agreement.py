@@ -20,6 +20,15 @@ def agreed(trainer: pl.Trainer, verdict: Verdict) -> Verdict:
     return Verdict(True, {"another rank": ()})
 
 
+def agreed_flag(trainer: pl.Trainer, flag: Tensor) -> Tensor:
+    """1.0 where the flag of one process is, 0-dim, on the device. They all have to call it; none waits."""
+    if trainer.world_size == 1:
+        return flag
+    found = trainer.strategy.reduce(flag, reduce_op="max")
+    assert isinstance(found, Tensor)
+    return found
+
+
 def suspected(trainer: pl.Trainer, own: Verdict) -> bool:
     """Whether this rank's part of the step looks bad. All processes have to call it.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, RunError, finding
-from castiron.lightning.agreement import agreed, first_rank, suspected, told
+from castiron.lightning.agreement import agreed, agreed_flag, first_rank, suspected, told
 from castiron.lightning.counts import counts, logged, put_back, unlog
 from castiron.lightning.held_step import can_replay, replay_step
 from castiron.lightning.incidents import incident_of, store
@@ -22,8 +22,10 @@ from castiron.lightning.responding import RollbackPoints, lower_learning_rate, p
 from castiron.policy import Plan, PrecisionPolicy
 from castiron.torch.guard import COMPUTED, UPDATED, StepGuard, Verdict
 from castiron.torch.held import Origin, describe_held, rows_of
+from castiron.torch.late import LateVerdict, can_be_late
 from castiron.torch.replay import attribute
 from castiron.torch.replay.step import ReplayStep
+from castiron.torch.scaling import forget_verdict, give_verdict
 from castiron.torch.snapshot import Snapshot, drop_gradients
 from castiron.training.incident import Attribution, Incident
 from castiron.training.responses import Decision, Responses
@@ -51,6 +53,8 @@ class NumericGuard(pl.Callback):
         origin: row number of a batch's `row` field to `file:line`, for messages.
         folder: the run's folder, below which incidents are kept; None: the logger's folder, else
             `default_root_dir`.
+        late: the host asks for the verdict once the optimizer's step is queued, and the device goes on: fused
+            optimizers take the verdict there. None: so on a GPU. Where it is not possible it asks before.
 
     Raises:
         NumericIncident: while training; a step is bad and the response says so, or a limit is spent.
@@ -63,7 +67,9 @@ class NumericGuard(pl.Callback):
         *,
         origin: Origin | None = None,
         folder: str | Path | None = None,
+        late: bool | None = None,
     ) -> None:
+        self._asked_late = late
         self._declared = None if policy is None else PrecisionPolicy.model_validate(policy)
         self._origin = origin
         self._folder = None if folder is None else Path(folder)
@@ -79,6 +85,7 @@ class NumericGuard(pl.Callback):
         self._responses: Responses | None = None
         self._state: dict[str, Any] = {}
         self._verdict: Verdict | None = None
+        self._reading: LateVerdict | None = None
         self._batches: list[Any] = []
         self._indices: list[int] = []
         self._replaying = False
@@ -107,6 +114,8 @@ class NumericGuard(pl.Callback):
         self._guard = StepGuard(root, section.watch, trainer.optimizers)
         self._snapshot = Snapshot(module, trainer.optimizers, schedules, whole=whole)
         self._active = True
+        self._late = self._may_be_late(trainer)
+        self._begun = False
         self._points = None
         if section.response == "promote" and not isinstance(plugin, PrecisionPlugin):
             raise _needs("promote", "castiron's Trainer, or its PrecisionPlugin")
@@ -143,22 +152,33 @@ class NumericGuard(pl.Callback):
             return
         if self._verdict is None:
             self._guard.see_gradients()
+            # The first step makes the optimizer's state, and shows which modules hand on -inf on purpose.
+            if self._late and self._begun:
+                flag = agreed_flag(trainer, self._guard.flag(COMPUTED))
+                give_verdict(optimizer, flag)
+                self._reading = LateVerdict(flag)
+                return
             verdict = agreed(trainer, self._guard.verdict(COMPUTED))
             if not verdict.bad:
                 return
-            self._verdict = verdict
-            self._expected = verdict.gradients_only and _may_still_fall(trainer)
+            self._condemn(trainer, verdict)
         drop_gradients([optimizer])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._guard.end()
+        reading = self._forget_reading(trainer)
+        if reading is not None and reading.read():
+            own = self._guard.verdict(COMPUTED)
+            elsewhere = "another rank" if trainer.world_size > 1 else "gradients"
+            self._condemn(trainer, own if own.bad else Verdict(True, {elsewhere: ()}))
         if self._updated and self._verdict is None and self._active and counts(trainer) != self._counts:
             verdict = agreed(trainer, self._guard.verdict(self._updated))
             if verdict.bad:
                 self._verdict, self._expected = verdict, False
         if self._verdict is None:
+            self._begun = self._begun or (self._active and counts(trainer) != self._counts)
             if self._points is not None:
                 self._points.keep(trainer)
             return
@@ -184,8 +204,36 @@ class NumericGuard(pl.Callback):
             self._points.clear()
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._forget_reading(trainer)
         if getattr(self, "_guard", None) is not None:
             self._guard.release()
+
+    def _condemn(self, trainer: pl.Trainer, verdict: Verdict) -> None:
+        self._verdict = verdict
+        self._expected = verdict.gradients_only and _may_still_fall(trainer)
+
+    def _forget_reading(self, trainer: pl.Trainer) -> LateVerdict | None:
+        """The optimizers step again, whatever the verdict was. → the verdict that was still to be read."""
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            for optimizer in trainer.optimizers:
+                forget_verdict(optimizer)
+        return reading
+
+    def _may_be_late(self, trainer: pl.Trainer) -> bool:
+        """Whether the optimizer takes a verdict that the host has not seen."""
+        if self._asked_late is not None:
+            asked = self._asked_late
+        else:
+            asked = trainer.strategy.root_device.type == "cuda"
+        return (
+            asked
+            and len(trainer.optimizers) == 1
+            and trainer.lightning_module.automatic_optimization
+            and can_be_late(trainer.optimizers)
+            # a GradScaler gives the optimizer a verdict of its own
+            and isinstance(trainer.precision_plugin, PrecisionPlugin)
+        )
 
     def _put_back(self, trainer: pl.Trainer) -> None:
         """Nothing of the step stays."""

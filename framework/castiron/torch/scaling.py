@@ -307,16 +307,31 @@ def takes_verdict(optimizer: Optimizer) -> bool:
 
 
 def step_unless(optimizer: Optimizer, found_inf: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """The optimizer's step, unless `found_inf` (0.0 or 1.0, 0-dim) is 1: then nothing of it changes. Waits
-    for the device only where the optimizer cannot take the verdict there (`takes_verdict`)."""
+    """The optimizer's step, unless `found_inf` (0.0 or 1.0, 0-dim) is 1, or a verdict that was given before
+    (`give_verdict`): then nothing of it changes. Waits for the device only where the optimizer cannot take
+    the verdict there (`takes_verdict`)."""
     if not takes_verdict(optimizer):
         return None if bool(found_inf.item()) else optimizer.step(*args, **kwargs)
-    fused: Any = optimizer
-    fused.found_inf, fused.grad_scale = found_inf.to(_home(optimizer)), None
+    found_inf = found_inf.to(_home(optimizer))
+    given = getattr(optimizer, "found_inf", None)
+    give_verdict(optimizer, found_inf if given is None else torch.maximum(found_inf, given))
     try:
         return optimizer.step(*args, **kwargs)
     finally:
-        del fused.found_inf, fused.grad_scale
+        forget_verdict(optimizer)
+
+
+def give_verdict(optimizer: Optimizer, found_inf: torch.Tensor) -> None:
+    """From here on the optimizer's steps change nothing where `found_inf` (0.0 or 1.0, 0-dim) is 1. For those
+    that take it (`takes_verdict`)."""
+    fused: Any = optimizer
+    fused.found_inf, fused.grad_scale = found_inf.to(_home(optimizer)), None
+
+
+def forget_verdict(optimizer: Optimizer) -> None:
+    """Steps count again, whatever verdict was given."""
+    optimizer.__dict__.pop("found_inf", None)
+    optimizer.__dict__.pop("grad_scale", None)
 
 
 def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
