@@ -8,21 +8,25 @@ model.fit(x, y, callbacks=[...])
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from keras.src.backend.tensorflow.trainer import reduce_per_replica
+from keras.src.losses.loss import unscale_loss_for_distribution
 
-from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, finding
+from castiron.diagnostics import Finding, NumericIncident
 from castiron.keras.capability import device_capability
-from castiron.keras.guard import all_finite
+from castiron.keras.custom_step import CustomStep, check_custom, refused
 from castiron.keras.held import HeldSteps, check_response
 from castiron.keras.inputs import cast_inputs
 from castiron.keras.loss import to_loss_dtype
 from castiron.keras.modules import describe
 from castiron.keras.precision import apply
+from castiron.keras.replicas import each_of, first_of, kept_apart, replicas_of, update_locally
 from castiron.keras.scaling import make_scaler
 from castiron.keras.snapshot import Snapshot, volatile_variables
 from castiron.keras.switches import matmul_switches
@@ -34,6 +38,17 @@ from castiron.training.incident import Incident
 from castiron.training.responses import Responses
 
 _ROLES = {"x": "feature", "y": "target", "sample_weight": "weight"}
+_REPLACED = (
+    "compile",
+    "fit",
+    "evaluate",
+    "predict",
+    "train_on_batch",
+    "test_on_batch",
+    "predict_on_batch",
+    "make_train_function",
+)
+"""Methods of a model that the enforcement takes the place of."""
 
 
 def enforce(
@@ -53,7 +68,7 @@ def enforce(
     policy's; Keras's own is not put on top. The state is in `model.castiron`.
 
     A model with a `train_step` of its own is guarded from outside: its step runs whole, and is taken back
-    where what it leaves is not finite.
+    where what it leaves is not finite. Under a `tf.distribute` strategy all replicas decide as one.
 
     Args:
         model: built: called once, or with an `Input`.
@@ -90,13 +105,16 @@ class Enforcement:
         self._folder = incidents
         self.custom = type(model).train_step is not keras.Model.train_step
         """Whether the model has a `train_step` of its own."""
-        self._check()
+        _check(model)
         plan, notes = resolve(policy, describe(model), device_capability(device))
         self.plan: Plan = plan
         """The policy, resolved against the model and device."""
         self.findings: list[Finding] = [*notes, *apply(model, plan).findings]
         """What there is to say that does not stop training: of the plan, and of held steps."""
-        self.scaler = make_scaler(policy.scaling)
+        self.replicas = replicas_of(model.distribute_strategy)
+        with model.distribute_strategy.scope():
+            self.scaler = make_scaler(policy.scaling)
+        self._iterator: Any = None
         self.responses: Responses = Responses(policy.guard)
         self.committed = 0
         """Steps that were applied."""
@@ -106,19 +124,11 @@ class Enforcement:
         """Steps held for more than that."""
         self._core: StepCore | None = None
         self._held: HeldSteps | None = None
-        self._own = {
-            name: getattr(model, name)
-            for name in ("compile", "fit", "evaluate", "predict", "make_train_function", "train_step")
-        }
+        self._custom: CustomStep | None = None
+        self._own = {name: getattr(model, name) for name in (*_REPLACED, "train_step")}
         model.__dict__["castiron"] = self
-        for name, replacement in (
-            ("compile", self._compile),
-            ("fit", self._fit),
-            ("evaluate", self._evaluate),
-            ("predict", self._predict),
-            ("make_train_function", self._make_train_function),
-        ):
-            model.__dict__[name] = replacement
+        for name in _REPLACED:
+            model.__dict__[name] = getattr(self, f"_{name}")
         if model.compiled:
             self._prepare()
 
@@ -135,21 +145,34 @@ class Enforcement:
             self._own["compile"](*args, **kwargs)
             self._prepare()
 
-    def _fit(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
-        with self._declared():
-            if kwargs.get("sample_weight") is not None:
-                kwargs["sample_weight"] = self._cast(kwargs["sample_weight"], "sample_weight")
-            if kwargs.get("validation_data") is not None:
-                kwargs["validation_data"] = self._cast_all(kwargs["validation_data"])
-            return self._own["fit"](self._cast(x, "x"), self._cast(y, "y"), **kwargs)
+    def _fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("validation_data") is not None:
+            kwargs["validation_data"] = self._cast_all(kwargs["validation_data"])
+        return self._run("fit", x, y, *args, **kwargs)
 
-    def _evaluate(self, x: Any = None, y: Any = None, **kwargs: Any) -> Any:
-        with self._declared():
-            return self._own["evaluate"](self._cast(x, "x"), self._cast(y, "y"), **kwargs)
+    def _evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return self._run("evaluate", x, y, *args, **kwargs)
 
-    def _predict(self, x: Any, **kwargs: Any) -> Any:
+    def _predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._run("predict", x, *args, **kwargs)
+
+    def _train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
+        return self._run("train_on_batch", x, y, sample_weight=sample_weight, **kwargs)
+
+    def _test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
+        return self._run("test_on_batch", x, y, sample_weight=sample_weight, **kwargs)
+
+    def _predict_on_batch(self, x: Any) -> Any:
+        return self._run("predict_on_batch", x)
+
+    def _run(self, name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """One of the model's own methods, on what the policy lets in."""
+        if args:
+            args = (self._cast(args[0], "y"), *args[1:]) if not name.startswith("predict") else args
+        if kwargs.get("sample_weight") is not None:
+            kwargs["sample_weight"] = self._cast(kwargs["sample_weight"], "sample_weight")
         with self._declared():
-            return self._own["predict"](self._cast(x, "x"), **kwargs)
+            return self._own[name](self._cast(x, "x"), *args, **kwargs)
 
     @contextlib.contextmanager
     def _declared(self) -> Iterator[None]:
@@ -190,14 +213,19 @@ class Enforcement:
             return
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             model.optimizer = optimizer = optimizer.inner_optimizer
-        if optimizer.built:
-            optimizer = type(optimizer).from_config(optimizer.get_config())
-            model.optimizer = optimizer
-        updates = Updates(optimizer, model.trainable_variables, self.policy, seed=self._seed)
-        if self.custom:
-            self._check_custom(updates)
-        metrics = [v._value for m in model.metrics for v in m.variables]
-        self._core = StepCore(model, updates, self.policy, self.scaler, jobs=metrics)
+        fresh = optimizer
+        if optimizer.built:  # on variables of other formats, maybe
+            model.optimizer = fresh = type(optimizer).from_config(optimizer.get_config())
+        with model.distribute_strategy.scope():
+            updates = Updates(fresh, model.trainable_variables, self.policy, seed=self._seed)
+            if fresh is not optimizer:
+                _carry_over(optimizer, fresh)
+        if self.replicas.count > 1 and not self.custom:
+            update_locally(fresh)
+        self._core = StepCore(model, updates, self.policy, self.scaler)
+        self._core.replicas = self.replicas
+        if self.custom:  # what it says of itself, it says at once
+            check_custom(model, self._core)
         self._held = HeldSteps(self._core, self.plan, None, self._folder)
         self._held.responses = self.responses
         model.train_function = None
@@ -212,29 +240,60 @@ class Enforcement:
         metrics = [v._value for m in model.metrics for v in m.variables]
         core.snapshot = Snapshot([*volatile_variables(model), *metrics])
         core.jit_compile = bool(model.jit_compile)
-        step: Callable[[Any], Any] = self._custom_step if self.custom else self._step
+        if self.custom:
+            self._custom = CustomStep(model, core, self._own["train_step"])
+        model.train_function = self._train_function()
+        return model.train_function
+
+    def _train_function(self) -> Any:
+        """Keras calls it with an iterator, once for every `steps_per_execution` batches."""
+        model, core, strategy = self._model, self._core, self._model.distribute_strategy
+        assert core is not None
+        own: Any = self._step
+        if self._custom is not None:
+            custom = self._custom
+            own = lambda data: custom(self._cast_all(data))  # noqa: E731
+
+        def step(data: Any) -> tuple[dict[str, Any], Any]:
+            # A batch without weights has an empty `Optional` in their place.
+            data = keras.tree.map_structure(
+                lambda t: None if isinstance(t, tf.experimental.Optional) else t, data
+            )
+            found, logs = own(data) if self.replicas.count == 1 else strategy.run(own, args=(data,))
+            return found, reduce_per_replica(logs, strategy, "auto")
+
         if not model.run_eagerly:
             step = tf.function(
                 step, jit_compile=model.jit_compile or None, reduce_retracing=True, autograph=False
             )
 
+        def step_of(iterator: Any) -> Any:
+            data = next(iterator)
+            if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+                data = keras.tree.map_structure(_as_tensor, data)
+            return step(data), data
+
+        compiled = step_of if model.run_eagerly else tf.function(step_of, autograph=False)
+
         def train(iterator: Any) -> Any:
+            if iterator is not self._iterator and core.updates.keeps:
+                core.updates.adopt()  # callbacks may have put other weights into the model
+            self._iterator = iterator
+            fast = isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator))
             logs: Any = None
             for _ in range(model.steps_per_execution):
                 try:
-                    data = next(iterator)
-                except StopIteration:
+                    (found, logs), data = (compiled if fast else step_of)(iterator)
+                except (StopIteration, tf.errors.OutOfRangeError):
                     if logs is None:
                         raise
                     break
-                found, logs = step(data)
-                if bool(found["committed"]):
+                if bool(first_of(found["committed"])):
                     self.committed += 1
                 else:
                     self._respond(data, found)
             return logs
 
-        model.train_function = train
         return train
 
     def _step(self, data: Any) -> tuple[dict[str, Any], Any]:
@@ -255,29 +314,9 @@ class Enforcement:
         ((data, loss, outputs),) = seen
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         first = next(t for t in keras.tree.flatten(x) if t is not None)
+        loss = unscale_loss_for_distribution(loss)
         model._loss_tracker.update_state(loss, sample_weight=tf.shape(first)[0])
         model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
-
-    def _custom_step(self, data: Any) -> tuple[dict[str, Any], Any]:
-        """A `train_step` of the model's own: run it, look at what it left, take it back where that is bad."""
-        model, core = self._model, self._core
-        assert core is not None
-        values = [v._value for v in model.trainable_variables]
-        whole = Snapshot([*values, *core.updates.variables(), *core.snapshot.variables])
-        before = whole.take()
-        logs = self._own["train_step"](self._cast_all(data))
-        left = [tf.convert_to_tensor(v) for v in values]
-        left += [tf.convert_to_tensor(v._value) for v in core._buffers.values()]
-        left += [tf.convert_to_tensor(t) for t in keras.tree.flatten(logs) if tf.is_tensor(t)]
-        good = all_finite(left)
-
-        def undo() -> Any:
-            whole.put_back(before)
-            return tf.constant(False)
-
-        committed = tf.cond(good, lambda: tf.constant(True), undo)
-        told = {"committed": committed, "flagged": tf.zeros([0], tf.bool), "calibrating": tf.constant(False)}
-        return told, logs
 
     def _respond(self, data: Any, found: dict[str, Any]) -> None:
         """What follows a held step, on the host."""
@@ -292,58 +331,55 @@ class Enforcement:
                 raise NumericIncident([*decision.findings, told])
             self.findings.append(told)
             return
-        verdict = self._core.verdict(found["flagged"])
+        strategy, count = self._model.distribute_strategy, self.replicas.count
+        flagged = [found["flagged"]] if count == 1 else each_of(strategy, found["flagged"], count)
+        verdict = self._core.verdict(tf.reduce_any(tf.stack(flagged), 0))
         scale = self.scaler.check() if verdict.gradients_only else None
-        if self._core.is_expected(verdict, found["calibrating"]):
+        if self._core.is_expected(verdict, first_of(found["calibrating"])):
             self.overflows += 1
             return
         self.held += 1
-        batch = self._cast_all(data)
-        told = self._held.respond(self._forward, [batch], verdict, self.committed, scale)
+        batches = [self._cast_all(d) for d in ([data] if count == 1 else each_of(strategy, data, count))]
+        put_back = kept_apart(self._everything()) if count > 1 else None
+        try:
+            told = self._held.respond(
+                self._forward, batches, verdict, self.committed, scale, replicas=count > 1
+            )
+        finally:
+            if put_back is not None:
+                put_back()
         self.findings.append(told)
 
-    # --- what cannot be guarded ----------------------------------------------------------------------
+    def _everything(self) -> list[Any]:
+        """What replay may touch."""
+        assert self._core is not None
+        values = [v._value for v in self._model.trainable_variables]
+        return [*values, *self._core.updates.variables(), *self._core.snapshot.variables]
 
-    def _check(self) -> None:
-        model = self._model
-        if "castiron" in model.__dict__:
-            raise _refused("the model is under a policy already", "a model that is not", "enforce twice")
-        if getattr(model, "distribute_strategy", None) and model.distribute_strategy.num_replicas_in_sync > 1:
-            raise _refused(
-                "replicas would each decide for themselves whether a step is good",
-                "a model of one replica",
-                f"{model.distribute_strategy.num_replicas_in_sync} replicas",
-            )
 
-    def _check_custom(self, updates: Updates) -> None:
-        name = f"{type(self._model).__name__}.train_step"
-        if self.scaler.active:
-            raise _refused(
-                f"{name} takes its own gradients: its loss is not scaled, and gradients vanish in float16",
-                "a policy without loss scaling, or Keras's own train_step",
-                f"scaling {self.scaler.kind}",
-            )
-        if any(own is not target for own, target in zip(updates.parameters, updates.targets, strict=True)):
-            raise _refused(
-                f"{name} gives its gradients to the optimizer itself, and Keras's optimizers compute in the "
-                "format of the parameter",
-                "parameters in float32 or wider, or Keras's own train_step",
-                f"param {self.policy.param}",
-            )
+def _carry_over(old: Any, new: Any) -> None:
+    """The state of an optimizer that was at work before (a loaded model's, for one)."""
+    for before, after in zip(old.variables, new.variables, strict=False):
+        if tuple(before.shape) == tuple(after.shape):
+            after.assign(tf.cast(before._value, after.dtype))
+
+
+def _as_tensor(leaf: Any) -> Any:
+    return tf.convert_to_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _told(result: Any) -> dict[str, Any]:
     return {"committed": result.committed, "flagged": result.flagged, "calibrating": result.calibrating}
 
 
-def _refused(message: str, expected: str, received: str) -> ConfigError:
-    return ConfigError(
-        finding(
-            "X815",
-            f"This cannot be guarded: {message}.",
-            place=Place(op="enforce"),
-            expected=expected,
-            received=received,
-            remedy="Leave the model as it is, or change what is named.",
+def _check(model: Any) -> None:
+    """Refuse what cannot be guarded, with the reason."""
+    if "castiron" in model.__dict__:
+        raise refused("the model is under a policy already", "a model that is not", "enforce twice")
+    if type(model).make_train_function is not keras.Model.make_train_function:
+        raise refused(
+            f"{type(model).__name__}.make_train_function is the model's own, and what it trains with is not "
+            "known",
+            "Keras's own make_train_function; a train_step of the model's own is guarded",
+            "another",
         )
-    )

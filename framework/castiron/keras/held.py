@@ -53,12 +53,14 @@ class HeldSteps:
         scale: Finding | None = None,
         *,
         epoch: int = 0,
+        replicas: bool = False,
     ) -> Finding:
         """Replay a held step, record what is to blame, and do what the policy says.
 
         Args:
             committed: optimizer steps applied before it.
             scale: what the loss scaler has to say; S401 ends training whatever the response.
+            replicas: the batches are those of replicas, and not one replica's micro-batches.
 
         Returns:
             What is to blame, where training goes on.
@@ -81,6 +83,8 @@ class HeldSteps:
             response=response,
             origin=self._origin,
         )
+        if replicas:
+            incident = incident.model_copy(update={"rank": incident.micro_batch or 0, "micro_batch": None})
         self.incidents.append(incident)
         path = None
         if self._folder is not None:

@@ -24,6 +24,7 @@ from castiron.keras.inputs import cast_inputs
 from castiron.keras.loss import check_loss
 from castiron.keras.modules import describe, own_variables, stored_dtype, variables, walk
 from castiron.keras.precision import Precision, apply
+from castiron.keras.replicas import Alone
 from castiron.keras.scaling import Scaler, make_scaler
 from castiron.keras.snapshot import Snapshot, volatile_variables
 from castiron.keras.switches import matmul_switches
@@ -81,6 +82,8 @@ class StepCore:
         check_watch(policy)
         self.jit_compile = False
         """Whether the function that this is built into is compiled by XLA; replay then does as XLA does."""
+        self.replicas = Alone()
+        """Who decides together."""
         self.model, self.updates, self.policy, self.scaler = model, updates, policy, scaler
         self.clip_norm, self._decay = clip_norm, decay
         self.snapshot = Snapshot([*volatile_variables(model), *jobs])
@@ -108,6 +111,7 @@ class StepCore:
         before = self.snapshot.take()
         calibrating = self.scaler.may_fall()
         seen, gradients = self._compute(forward, batches)
+        gradients = self.replicas.gradients(gradients)
         losses = [loss for _, loss, _ in seen]
         loss = losses[0] if len(losses) == 1 else tf.add_n(losses) / len(losses)
         present = [g for g in gradients if g is not None]
@@ -124,6 +128,7 @@ class StepCore:
             gradients_good = all_finite(present, squares)
         else:
             gradients_good = tf.constant(True)
+        good = self.replicas.all_good(good)
         if self.scaler.active:
             # A loss that is not finite says nothing about the scale.
             tf.cond(good, lambda: self._rescale(gradients_good), lambda: tf.constant(0))

@@ -50,6 +50,11 @@ class Updates:
             optimizer.build(self.targets)
             self._cast_state()
 
+    @property
+    def keeps(self) -> bool:
+        """Whether parameters have master copies that live on from step to step."""
+        return self._keeps and any(t is not v for t, v in zip(self.targets, self.parameters, strict=True))
+
     @staticmethod
     def _work_dtype(own: str, policy: PrecisionPolicy) -> str:
         master = policy.updates.master
