@@ -743,6 +743,38 @@ def float64_state() -> dict[str, Any]:
     return {"model": model, "batch": x(), "optimizer": Keeps64(model.parameters(), lr=0.1)}
 
 
+# --- cancellation --------------------------------------------------------------------------------------
+
+
+@case("F360")
+def variance_of_features() -> dict[str, Any]:
+    def forward(self, x):
+        mean = x.mean(-1, keepdim=True)
+        variance = x.pow(2).mean(-1, keepdim=True) - mean**2  # fault
+        return self.head((x - mean) / (variance + 1e-5).sqrt())
+
+    return {"model": net(forward), "batch": x()}
+
+
+@case("F360")
+def variance_from_sums() -> dict[str, Any]:
+    def forward(self, x):
+        h = self.head(x)
+        n = h.shape[0]
+        return (h * h).sum(0) / n - (h.sum(0) / n).square()  # fault
+
+    return {"model": net(forward), "batch": x()}
+
+
+@case("F360", "bf16-mixed")
+def variance_in_the_loss() -> dict[str, Any]:
+    def loss(outputs, batch):
+        h = outputs.float()
+        return (h.square().mean() - h.mean().square()).abs()  # fault
+
+    return {"model": net(lambda self, x: self.head(x)), "batch": x(), "loss": loss}
+
+
 def test_there_are_sixty():
     assert len(CASES) >= 60
 

@@ -351,4 +351,16 @@ RULES: tuple[Rule, ...] = (
         why="What was not audited cannot be vouched for.",
         remedy="Audit again: castiron audit CONFIG.",
     ),
+    Rule(
+        code="F360",
+        name="variance-by-difference",
+        severity="info",
+        what="A variance is computed as the mean of squares less the square of the mean.",
+        why="Where the mean is large beside the spread the two are nearly equal, and their leading digits "
+        "cancel: in float32 the deviation of a thousand times 1000.1 comes out as 0.61, that of sixty-four times "
+        "as the root of a negative number.",
+        remedy="Take the mean of squared deviations: x.var(unbiased=False), or (x - x.mean()).square().mean().",
+        bad="def forward(self, x):\n    h = self.head(x)\n    return (h * h).mean() - h.mean() ** 2",
+        good="def forward(self, x):\n    h = self.head(x)\n    return h.var(unbiased=False)",
+    ),
 )
