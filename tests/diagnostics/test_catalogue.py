@@ -17,6 +17,7 @@ from castiron.diagnostics.catalogue import (
     config,
     data,
     flow,
+    flow_keras,
     hardware,
     health,
     layers,
@@ -33,7 +34,7 @@ every_rule = pytest.mark.parametrize("of", list(RULES.values()), ids=lambda r: r
 
 
 def test_codes_and_names_are_unique() -> None:
-    listed = [r for module in (*HOMES.values(), health) for r in module.RULES]
+    listed = [r for module in (*HOMES.values(), flow_keras, health) for r in module.RULES]
     assert [c for c, n in Counter(r.code for r in listed).items() if n > 1] == []
     assert [c for c, n in Counter(r.name for r in listed).items() if n > 1] == []
     assert len(listed) == len(RULES)
@@ -43,6 +44,7 @@ def test_codes_and_names_are_unique() -> None:
 def test_each_family_has_its_file(family: str) -> None:
     assert all(r.code.startswith(family) for r in HOMES[family].RULES)
     assert all(r.code.startswith("N5") for r in health.RULES)
+    assert all(r.code.startswith("F3") for r in flow_keras.RULES)
 
 
 @every_rule

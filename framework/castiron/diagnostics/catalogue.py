@@ -11,6 +11,7 @@ from castiron.diagnostics.rules import (
     config,
     data,
     flow,
+    flow_keras,
     hardware,
     health,
     layers,
@@ -32,7 +33,7 @@ FAMILIES: dict[str, str] = {
 
 RULES: dict[str, Rule] = {
     rule.code: rule
-    for module in (data, layers, flow, scaling, numerics, health, checkpoints, hardware, config)
+    for module in (data, layers, flow, flow_keras, scaling, numerics, health, checkpoints, hardware, config)
     for rule in module.RULES
 }
 

@@ -76,8 +76,8 @@ class AuditReport(BaseModel):
     policy_hash: str
     device: str
     level: Literal["strict", "warn", "off"]
-    traced: Literal["fake", "real", "none"]
-    """On fake tensors, by one real step on a small batch, or not at all."""
+    traced: Literal["fake", "graph", "real", "none"]
+    """On fake tensors, as TensorFlow's graphs, by one real step on a small batch, or not at all."""
     operations: int = 0
     """Operations that were looked at."""
     layers: int = 0

@@ -12,11 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from castiron.diagnostics import RULES
+from castiron.diagnostics.rules import flow_keras
 from castiron.torch.audit import audit
 
 torch.set_num_threads(1)
 
-CODES = [c for c in sorted(RULES) if c.startswith("F3") and RULES[c].bad]
+KERAS = {r.code for r in flow_keras.RULES}
+"""Rules of the TensorFlow wing; their examples run in tests/keras/audit."""
+CODES = [c for c in sorted(RULES) if c.startswith("F3") and RULES[c].bad and c not in KERAS]
 ELSEWHERE = {
     "F322": "a switch of CUDA, tests/gpu",
     "F324": "test_planted.py: it depends on the CPU",

@@ -1,0 +1,17 @@
+"""The checks of a traced step, a file per family of findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from castiron.diagnostics import Finding
+from castiron.keras.audit.checks import casts, compute, integers, islands, outputs, promotion
+from castiron.keras.audit.context import Context
+
+CHECKS = (promotion.check, compute.check, casts.check, islands.check, integers.check, outputs.check)
+
+
+def findings(context: Context) -> Iterator[Finding]:
+    """Everything that a traced step has to say of itself."""
+    for check in CHECKS:
+        yield from check(context)

@@ -1,0 +1,83 @@
+"""Whose line made an operation, from the traceback that TensorFlow keeps of it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sysconfig
+from typing import Any, Literal
+
+import castiron
+from castiron.keras.audit.records import Call
+from castiron.keras.replay.sources import Line
+
+_Kind = Literal["user", "tensorflow", "operation", "variable", "layer", "own", "neutral", "edge"]
+_OWN = os.path.dirname(castiron.__file__) + os.sep
+_STANDARD = sysconfig.get_path("stdlib")
+_EDGE = os.path.join("keras", "audit", "tracing.py")
+_WRAPPERS = frozenset((
+    "error_handler", "op_dispatch_handler", "wrapper", "__call__", "call", "<lambda>", "wrapped_func",
+    "binary_op_wrapper", "r_binary_op_wrapper", "tf_convert", "_call_fn", "_dispatch", "symbolic_call",
+))  # fmt: skip
+
+
+def call_of(node: Any) -> Call:
+    """The function that made an operation of a graph, and the user's lines around it."""
+    lines: list[Line] = []
+    name, by_user, variable = "", True, False
+    for frame in reversed(list(node.traceback)):
+        kind = _kind(frame.filename)
+        if kind == "edge":
+            break
+        if kind == "user":
+            lines.append((frame.filename, frame.lineno))
+        elif not lines:
+            if kind in ("layer", "own"):
+                by_user = False
+            elif kind == "variable":
+                variable = True
+            elif kind in ("tensorflow", "operation") and frame.name not in _WRAPPERS:
+                name = frame.name
+    return Call(name.rstrip("_").removesuffix("_v2"), tuple(lines), by_user and bool(lines), variable)
+
+
+def lines_of(error: BaseException) -> tuple[Line, ...]:
+    """The user's lines in an error's traceback, innermost first; of what it was raised from, where it has
+    none."""
+    found: list[Line] = []
+    trace = error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if _kind(file) == "edge":
+            found.clear()  # whoever is outside of the trace only asked for the audit
+        elif _kind(file) == "user":
+            found.append((file, trace.tb_lineno))
+        trace = trace.tb_next
+    if not found and (before := error.__cause__ or error.__context__) is not None:
+        return lines_of(before)
+    return tuple(reversed(found))
+
+
+@functools.cache
+def _kind(file: str) -> _Kind:
+    if file.startswith(_OWN):
+        return "edge" if file.endswith(_EDGE) else "own"
+    parts = file.replace(os.sep, "/")
+    if "/tensorflow/" in parts:
+        return "tensorflow"
+    if "/keras/src/" in parts:
+        below = parts.rpartition("/keras/src/")[2]
+        if below.startswith("backend/common/variables"):
+            return "variable"
+        if below.startswith(("backend/tensorflow/layer", "utils/", "ops/operation", "backend/common/")):
+            return "neutral"
+        if below.startswith(("ops/", "backend/", "activations/", "random/", "tree/")):
+            return "operation"
+        return "layer"
+    if file.startswith("<") and "ipython" not in file:
+        return "neutral"
+    if any(f"/{package}/" in parts for package in ("absl", "wrapt", "optree")):
+        return "neutral"
+    if file.startswith(_STANDARD) and "-packages" not in file:
+        return "neutral"
+    return "user"
