@@ -120,7 +120,7 @@ class Context:
 
     @staticmethod
     def _kind(op: Op) -> RootKind:
-        if op.name in CASTS:
+        if op.name in CASTS and any(v.is_float for v in op.operands):
             return "cast" if is_users_cast(op) else "framework"
         floats = [v for v in op.operands if v.is_float]
         if not floats:

@@ -24,6 +24,7 @@ PRODUCTS = frozenset((
     "scaled_dot_product_cudnn_attention", "scaled_dot_product_fused_attention_overrideable",
     "scaled_dot_product_flash_attention_for_cpu", "scaled_dot_product_flash_attention", "flash_attention",
     "efficient_attention", "mkldnn_linear", "grouped_mm", "scaled_grouped_mm",
+    "linear_cross_entropy_batch_chunked", "linear_cross_entropy_batch_chunked_no_reduction",
 ))  # fmt: skip
 """Operations whose cost is multiplications: the ones that a policy's `compute` is about."""
 
@@ -65,7 +66,7 @@ USER_CASTS = frozenset((
 
 PROMOTES = frozenset((
     "cat", "stack", "where", "mse_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits", "outer",
-    "dist", "hypot", "lerp", "addcmul", "addcdiv", "cross", "kl_div",
+    "dist", "hypot", "addcmul", "addcdiv", "kl_div", "addr",
 ))  # fmt: skip
 """Operations that promote their operands though they are not pointwise by torch's own tag."""
 
@@ -76,30 +77,48 @@ def promotes(func: Any, name: str) -> bool:
 
 
 REFUSES_MIXED = frozenset((
-    "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot", "addr", "addbmm", "linear", "convolution",
-    "mkldnn_rnn_layer", "scaled_dot_product_flash_attention_for_cpu", "scaled_dot_product_flash_attention",
+    "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "vdot", "addbmm", "linear", "mkldnn_rnn_layer",
+    "scaled_dot_product_flash_attention_for_cpu", "scaled_dot_product_flash_attention",
     "scaled_dot_product_efficient_attention", "scaled_dot_product_cudnn_attention", "huber_loss",
     "binary_cross_entropy", "lerp", "thnn_fused_lstm_cell", "thnn_fused_gru_cell", "cudnn_rnn",
-    "grid_sampler_2d", "ctc_loss", "prelu",
+    "grid_sampler_2d", "grid_sampler_3d", "ctc_loss", "prelu", "cdist", "linalg_cross", "heaviside",
+    "complex", "polar", "index_copy", "index_add", "index_reduce", "index_put", "put", "embedding_bag",
+    "embedding_bag_forward_only", "unsafe_masked_index_put_accumulate",
 ))  # fmt: skip
 """Operations that want all floating-point operands in one format. (`huber_loss` raises in backward only.)"""
 
 _REFUSES_INTEGERS = frozenset(("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear"))
 _NORMS = frozenset((
     "layer_norm", "group_norm", "batch_norm", "batch_norm_legit", "batch_norm_legit_functional",
+    "batch_norm_with_update",
 ))  # fmt: skip
 _CLASSES = frozenset(("nll_loss", "nll_loss2d", "nll_loss2d_forward"))
 
 
-def refused(op: str, dtypes: Sequence[torch.dtype | None]) -> str | None:
+GIVES_THE_FIRST = frozenset(("huber_loss", "soft_margin_loss", "normal"))
+"""Operations whose result has the format of their first operand, where fake tensors say the widest."""
+
+
+def refused(
+    op: str, dtypes: Sequence[torch.dtype | None], shapes: Sequence[tuple[int, ...]] = ()
+) -> str | None:
     """Why a kernel does not take operands of these formats together; None where it does.
 
     Args:
         op: name of the operation.
         dtypes: of its tensor operands, in order.
+        shapes: of the same, where they are known.
     """
     given = [d for d in dtypes if d is not None]
     floats = [d for d in given if d.is_floating_point]
+    if op in ("convolution", "conv_transpose"):
+        in_3d = len(shapes) > 1 and len(shapes[1]) == 5
+        if in_3d != (op == "conv_transpose"):  # these take a bias of any format
+            floats = floats[:2]
+        return "operands of one format" if len(set(floats)) > 1 else None
+    if op.startswith("linear_cross_entropy"):
+        widened = floats[0] in NARROW and floats[1] is torch.float32
+        return "operands of one format" if floats[0] is not floats[1] and not widened else None
     if op in REFUSES_MIXED:
         integers = [d for d in given if not d.is_floating_point and op in _REFUSES_INTEGERS]
         if len(set(floats + integers)) > 1:

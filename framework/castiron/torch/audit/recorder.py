@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from castiron.torch.audit.kernels import GIVES_THE_FIRST
 from castiron.torch.audit.lines import called_by_user, lines_of, lines_running
 from castiron.torch.audit.records import Call, Failure, LayerOutput, Op, Origin, Trace, Value
 from castiron.torch.replay.names import aten_name, op_name
@@ -166,11 +167,13 @@ class Recorder:
             node = torch._C._current_autograd_node()
             forward = self._by_node.get(node._sequence_nr()) if node is not None else None
         results = func(*args, **kwargs)
+        if self._keep and arguments and aten_name(func).rstrip("_") in GIVES_THE_FIRST:
+            results = _as_first(results, arguments[0])
         made = _tensors(results)
         op = Op(
             index=len(self.trace.ops),
             func=func,
-            name=aten_name(func),
+            name=_name(func, args),
             phase=self.phase,
             module=forward.module if forward is not None else self.module,
             call=self._call,
@@ -259,6 +262,18 @@ def _tensors(tree: Any) -> list[Tensor]:
     if hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type):
         return [t for name in tree.__dataclass_fields__ for t in _tensors(getattr(tree, name))]
     return []
+
+
+def _name(func: Any, args: tuple[Any, ...]) -> str:
+    name = aten_name(func)
+    return "conv_transpose" if name == "convolution" and len(args) > 6 and args[6] else name
+
+
+def _as_first(results: Any, first: Tensor) -> Any:
+    """What the real kernel gives, where a fake tensor says otherwise."""
+    if isinstance(results, Tensor) and results.dtype is not first.dtype and first.dtype.is_floating_point:
+        return results.to(first.dtype)
+    return results
 
 
 def _storage(tensor: Tensor) -> int:

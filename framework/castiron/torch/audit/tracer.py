@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -174,6 +175,7 @@ class _Run:
             warnings.simplefilter("ignore")
             stack.enter_context(torch.random.fork_rng(devices))
             if self.mode is not None:
+                stack.enter_context(_silent("torch._subclasses.fake_tensor"))
                 stack.enter_context(self.mode)
             yield
 
@@ -211,6 +213,17 @@ class _Run:
         if size is None or tensor.dim() == 0 or tensor.shape[0] != size:
             return tensor
         return tensor[: min(size, _ROWS)]
+
+
+@contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """What torch logs of an operation that needs numbers is no news: a real step follows."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def batch_size(batch: Any) -> int | None:

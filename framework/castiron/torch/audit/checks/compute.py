@@ -18,7 +18,7 @@ def check(context: Context) -> Iterator[Finding]:
     yield from _missing(context)
     for op in context.trace.of("forward", "loss", "backward"):
         if op.phase != "backward":
-            reason = refused(op.base, [v.dtype for v in op.operands])
+            reason = refused(op.base, [v.dtype for v in op.operands], [v.shape for v in op.operands])
             if reason is not None:
                 yield _refused(context, op, reason)
                 continue

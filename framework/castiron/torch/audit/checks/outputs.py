@@ -8,7 +8,7 @@ import torch
 
 from castiron.diagnostics import Finding, Place, finding
 from castiron.torch.audit.context import Context, place
-from castiron.torch.audit.records import Op
+from castiron.torch.audit.records import Op, Value
 from castiron.torch.dtypes import dtype_name, is_narrower, torch_dtype
 
 _LOSSES = frozenset((
@@ -123,6 +123,8 @@ def _batch_axis(context: Context) -> Iterator[Finding]:
     worst = max(with_axes, key=lambda v: v.shape[0])
     if worst.shape[0] % size == 0 or any(_folds(v.shape, size) for v in with_axes):
         return
+    if not _is_reshaped_away(worst, size):
+        return  # a layer contracts that axis: it was no batch (time first, a single sample)
     yield finding(
         "F318",
         f"no axis of the output is as long as the batch ({size})",
@@ -130,6 +132,17 @@ def _batch_axis(context: Context) -> Iterator[Finding]:
         expected=f"[{size}, …]",
         received=str(worst.format),
     )
+
+
+def _is_reshaped_away(value: Value, size: int) -> bool:
+    """Whether the operation after which no axis is `size` long only puts numbers into another order."""
+    op = value.maker
+    while op is not None:
+        before = [v for v in op.operands if v.shape and (v.origin is None or v.origin.kind == "batch")]
+        if any(v.shape[0] == size for v in before):
+            return op.base in ("view", "reshape", "unsafe_view", "slice", "reshape_alias")
+        op = next((v.maker for v in before if v.maker is not None and v.maker.index < op.index), None)
+    return False
 
 
 def _folds(shape: tuple[int, ...], size: int) -> bool:
