@@ -151,8 +151,11 @@ def two_inputs() -> Any:
     return keras.Model({"a": a, "b": b}, y), {"a": series(4, 8), "b": series(4, 4)}, TARGETS
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "bf16-true", "float64"])
-@pytest.mark.parametrize("name", MODELS)
+RUNS = [(name, policy) for name in MODELS for policy in ("float32", "mixed_bfloat16", "mixed_float16")]
+RUNS += [(name, policy) for name in ("lstm", "attention") for policy in ("bf16-true", "float64")]
+
+
+@pytest.mark.parametrize(("name", "policy"), RUNS)
 def test_nothing_is_said_of_a_clean_model(name: str, policy: str) -> None:
     built, batch, targets = MODELS[name]()
     if policy == "float64":
@@ -169,3 +172,17 @@ def test_nothing_is_said_of_a_clean_model(name: str, policy: str) -> None:
     assert report.operations > 3
     assert [v.numpy().tobytes() for v in built.variables] == before
     assert {v.dtype for v in built.trainable_variables} == {"float32"}
+
+
+def test_an_audit_leaves_the_model_as_it_was() -> None:
+    model, batch, targets = MODELS["attention"]()
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(batch, targets, verbose=0)
+    function, values = model.train_function, [v._value for v in model.variables]
+    policies = [layer.dtype_policy for layer in model._flatten_layers()]
+    audit(model, batch, "bf16-true", targets=targets)
+    assert model.train_function is function
+    assert all(v._value is value for v, value in zip(model.variables, values, strict=True))
+    assert [layer.dtype_policy for layer in model._flatten_layers()] == policies
+    assert not any("call" in layer.__dict__ for layer in model._flatten_layers())
+    model.fit(batch, targets, verbose=0)

@@ -94,8 +94,8 @@ def audit(
             found.extend(_of_steps(traced, plan, model, as_is))
             if optimizer is None and as_is:
                 optimizer = getattr(model, "optimizer", None)
-            float16 = _computes(traced, "float16")
-            found.extend(checks_of_model.unscaled(declared, float16, optimizer, as_is=as_is))
+            if as_is:
+                found.extend(checks_of_model.unscaled(_computes(traced, "float16"), optimizer))
             if optimizer is not None:
                 found.extend(optimizers.check(optimizer, model.trainable_variables, declared))
     found.extend(_about_the_trace(traced))

@@ -47,7 +47,7 @@ def trace(model: Any, batch: Any, loss: Loss | None, call: ModelCall) -> Traced:
         built: dict[str, Any] = {}
         graph_of = _STEPS[step](model, batch, loss, call, scopes, built)
         try:
-            with _whole_tracebacks(), scopes.open():
+            with _whole_tracebacks(), scopes.open(), np.errstate(all="ignore"):
                 specs = [
                     tf.TensorSpec(t.shape, t.dtype, name=f"castiron_batch_{i}") for i, t in enumerate(leaves)
                 ]

@@ -24,30 +24,22 @@ def check(model: Any, plan: Plan, *, as_is: bool) -> Iterator[Finding]:
         yield from _ids(model)
 
 
-def unscaled(
-    policy: PrecisionPolicy, computes_float16: bool, optimizer: Any, *, as_is: bool
-) -> Iterator[Finding]:
-    """float16 gradients of a loss that nothing scales.
+def unscaled(computes_float16: bool, optimizer: Any) -> Iterator[Finding]:
+    """float16 gradients of a loss that nothing scales. (A policy that computes in float16 says what does.)
 
     Args:
         optimizer: the one that is used; None where it is not known.
     """
-    if not computes_float16:
+    if not computes_float16 or optimizer is None:
         return
-    if as_is:
-        if optimizer is None or isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            return
-        received = f"{type(optimizer).__name__} without a LossScaleOptimizer"
-    elif policy.scaling.kind == "none":
-        received = "scaling: none"
-    else:
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return
     yield finding(
         "F332",
         "products are computed in float16, and the loss is not scaled",
         place=Place(op="loss", phase="backward"),
         expected="a scaled loss",
-        received=received,
+        received=f"{type(optimizer).__name__} without a LossScaleOptimizer",
     )
 
 
