@@ -53,6 +53,19 @@ def _users(context: Context, op: Op) -> Iterator[Finding]:
     if not narrower and not _computed_with(context, op.results[0]):
         return
     assert op.call is not None
+    if not narrower and _is_island_by_hand(context, op):
+        yield finding(
+            "F304",
+            f".{op.call.name}() puts {dtype_name(source)} into {dtype_name(target)} for a norm or softmax "
+            "written by hand, and casts back after it",
+            place=context.place(op),
+            expected=dtype_name(compute),
+            received=dtype_name(target),
+            remedy="Nothing to do: it is what the policy's islands do. torch's own layer (nn.RMSNorm, "
+            "F.softmax) needs no casts.",
+            severity="info",
+        )
+        return
     yield finding(
         "F304",
         f".{op.call.name}() puts {dtype_name(source)} into {dtype_name(target)}, "
@@ -75,6 +88,23 @@ def _computed_with(context: Context, value: Value) -> bool:
             continue
         return True
     return False
+
+
+def _is_island_by_hand(context: Context, cast: Op) -> bool:
+    """Whether a widened tensor meets operations that the policy keeps wide, and is cast back by the user."""
+    waiting, seen = list(cast.results), {cast.index}
+    island = back = False
+    while waiting:
+        for op in waiting.pop().consumers:
+            if op.index in seen or op.phase != cast.phase or op.module != cast.module:
+                continue
+            seen.add(op.index)
+            if _is_cast(op) and op.results[0].dtype is cast.operands[0].dtype:
+                back = back or is_users_cast(op)
+                continue
+            island = island or context.is_island(op)
+            waiting.extend(v for v in op.results if v.dtype is cast.results[0].dtype)
+    return island and back
 
 
 def _source_cast(op: Op) -> Op | None:
