@@ -11,7 +11,7 @@ import tensorflow as tf
 from castiron.keras.modules import own_variables, variables, walk
 from castiron.keras.replay.events import CODES
 from castiron.keras.replay.explain import remedy, sentence
-from castiron.keras.replay.recorder import MOVES, Call, Origin, Recorder
+from castiron.keras.replay.recorder import GATHERS, MOVES, Call, Origin, Recorder
 from castiron.keras.replay.rows import bad_rows, batch_rows, select
 from castiron.keras.replay.sources import source
 from castiron.keras.replay.values import (
@@ -118,7 +118,7 @@ class _Replay:
             if certain and suspects is not None:
                 blamed = suspects
             else:
-                blamed = bad_rows(lambda chosen: self._is_bad(batch, chosen, rows, xla), rows, suspects)
+                blamed = bad_rows(lambda chosen: self._is_bad(batch, chosen, rows, xla, seen), rows, suspects)
         numbers = row_numbers(batch)
         named = tuple(BadRow(index=r, row=numbers[r] if numbers else None) for r in blamed)
         micro = i if len(self.step.batches) > 1 else None
@@ -147,15 +147,21 @@ class _Replay:
             found["buffers"] = spoiled
         return found
 
-    def _is_bad(self, batch: Any, rows: Sequence[int], of: int, xla: bool) -> bool | None:
-        """Whether the micro-batch made of these rows alone is bad; None where it cannot be run."""
+    def _is_bad(
+        self, batch: Any, rows: Sequence[int], of: int, xla: bool, seen: dict[str, list[str]]
+    ) -> bool | None:
+        """Whether the micro-batch made of these rows alone is bad; None where it cannot be run.
+
+        Where the whole batch's loss is bad, gradients alone are none: scaled, they may overflow anyway.
+        """
         if xla:
             return None
         chosen = list(rows)
         for attempt in (chosen, chosen * 2):
             kept = self.core.snapshot.take()
             try:
-                return bool(self._seen(*self._run(select(batch, attempt, of))))
+                found = self._seen(*self._run(select(batch, attempt, of)))
+                return bool("loss" in found if "loss" in seen else found)
             except (tf.errors.OpError, ValueError, IndexError):
                 continue
             finally:
@@ -268,12 +274,17 @@ class _Replay:
                 True,
             )
         variable = next(v for o, v in self.variables.values() if o == origin)
+        message = f"{origin.kind.capitalize()} '{origin.name}' was not finite before the step"
+        looked_up = any(c.op in GATHERS for c in calls)
+        entries = bad_along(variable.read_value(), 0, infinities=True)
+        if looked_up and len(entries) < variable.shape[0]:
+            message += f", in {_rows_text(entries)} of {variable.shape[0]:,}"
         return (
             Attribution(
                 code=CODES["inherited"],
                 phase="forward",
                 event="inherited",
-                message=f"{origin.kind.capitalize()} '{origin.name}' was not finite before the step",
+                message=message,
                 producer=Producer(
                     op=first.op if first else None,
                     module=origin.name.rpartition(".")[0],
@@ -285,7 +296,7 @@ class _Replay:
                 remedy=f"Go back to a checkpoint in which '{origin.name}' is finite. `guard: {{watch: [loss, "
                 "gradients, buffers, parameters]}` stops at the step that spoils a parameter.",
             ),
-            [],
+            None if looked_up else [],  # rows that look it up are bad, and others are not
             True,
         )
 

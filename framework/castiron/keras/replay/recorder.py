@@ -36,6 +36,8 @@ MOVES = frozenset(
     }
 )  # fmt: skip
 """Operations that move values and make none."""
+GATHERS = frozenset({"Gather", "GatherNd", "GatherV2", "ResourceGather", "ResourceGatherNd"})
+"""Operations that look rows up in a table."""
 _NAMES = ("input", "other", "third", "fourth", "fifth")
 
 
@@ -316,7 +318,10 @@ class Recorder:
         causes = [v for v in map(self._read, incoming) if v.state is not State.GOOD]
         causes = causes or [v for v in map(self._read, saved) if v.state is State.BAD]
         call.parents = [v.source for v in causes if v.source is not None]
-        if not causes:
+        if not causes and owner is not None and owner.evidence is not None:
+            # Going forward it was bad already, and hidden: `where(x > 0, log(x), 0)`.
+            call.parents = [owner]
+        elif not causes:
             self._convict(call, backward_event(op, incoming, bad, saved), [*incoming, *saved], bad)
         for tensor in bad:
             self._values[tensor._id] = _Value(State.BAD, call)

@@ -45,7 +45,7 @@ def bad_rows(is_bad: Trial, of: int, suspects: Sequence[int] | None) -> list[int
     """
     if of == 1:
         return [0]
-    if suspects and len(suspects) <= _MOST:
+    if suspects and len(suspects) <= min(_MOST, of - 1):
         others = [r for r in range(of) if r not in set(suspects)]
         alone = is_bad(suspects)
         if alone is None or (alone and not (others and is_bad(others))):
