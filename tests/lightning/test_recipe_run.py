@@ -17,7 +17,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from castiron.diagnostics import CastironError, ConfigError, DataError, HardwareError, RunError
+from castiron.diagnostics import ConfigError, DataError, HardwareError, ManifestError, RunError
 from castiron.lightning.checkpoints import _save as save
 from castiron.training import RunDirectory, load_config
 from castiron.training.backend import Job, Outcome, load_backend
@@ -56,7 +56,7 @@ def test_a_run_leaves_everything_that_is_needed_to_read_and_repeat_it(tmp_path: 
     assert {
         "config.yaml", "plan.json", "data.json", "environment.json", "metrics.jsonl", "summary.json",
     } <= files  # fmt: skip
-    assert {p.name for p in run.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.name for p in run.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt", "last-2.ckpt"}
     data = json.loads((run.path / "data.json").read_text())
     assert data["train"]["dropped"] > 0
     events = EventAccumulator(str(run.path))
@@ -220,7 +220,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     best.write_bytes(best.read_bytes()[:2000])
     loaded = load_config(run.path / "config.yaml")
     job = Job(config=loaded.config, recipe=loaded.recipe, run=run, checkpoint=best)
-    with pytest.raises(RunError, match=r"checkpoint cannot be loaded.*best\.ckpt"):
+    with pytest.raises(
+        ManifestError, match=r"C601 The checkpoint cannot be used: it ends in the middle\. At .*best\.ckpt"
+    ):
         load_backend("torch").evaluate(job)
 
 
@@ -229,7 +231,11 @@ def test_a_checkpoint_with_code_is_not_run(tmp_path: Path) -> None:
     torch.save({"state_dict": Evil(tmp_path / "pwned")}, run.checkpoint("best"))
     loaded = load_config(run.path / "config.yaml")
     job = Job(config=loaded.config, recipe=loaded.recipe, run=run, checkpoint=run.checkpoint("best"))
-    with pytest.raises(CastironError, match="cannot be loaded"):
+    with pytest.raises(
+        ManifestError,
+        match=r"C617 The file asks its reader to run code, and was not loaded\. Expected "
+        r"tensors, numbers, text\. Received posix\.system",
+    ):
         load_backend("torch").evaluate(job)
     assert not (tmp_path / "pwned").exists()
 

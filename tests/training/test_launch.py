@@ -135,11 +135,19 @@ def test_a_file_that_the_run_is_not_of(tiny, tmp_path):
     resume(run, source="my_recipe.py:Tiny")
 
 
-def test_a_run_without_a_checkpoint_cannot_go_on(tiny, tmp_path, fake_backend):
-    fake_backend.behave = staticmethod(lambda job: Outcome(status="stopped", steps=0))
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew(tiny, tmp_path, fake_backend):
+    def killed(job):
+        job.run.log_metrics({"step": 1, "train/loss": 9.0})
+        return Outcome(status="stopped", steps=0)
+
+    fake_backend.behave = staticmethod(killed)
     run, _ = train(tiny(), runs=tmp_path)
-    with pytest.raises(RunError, match="X818 The run has no checkpoint"):
-        resume(run)
+    fake_backend.behave = staticmethod(lambda job: None)
+    _, outcome = resume(run)
+    assert outcome.status == "completed"
+    assert fake_backend.jobs[1].checkpoint is None
+    assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4]
+    assert run.metrics()[0]["train/loss"] == 1.0
 
 
 def test_a_refused_resume_keeps_the_run(tiny, tmp_path, fake_backend):

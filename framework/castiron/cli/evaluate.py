@@ -18,6 +18,14 @@ def evaluate(
         list[str] | None, typer.Option(metavar="SPLIT", help="train, validation or test; may be repeated.")
     ] = None,
     checkpoint: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint.")] = "best",
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Use these weights, of any origin, in place of the run's."),
+    ] = None,
+    on_mismatch: Annotated[
+        str,
+        typer.Option(metavar="refuse|cast", help="What to do with weights of other formats than the run's."),
+    ] = "refuse",
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="For programs: {split: {metric: value}}.")] = False,
 ) -> None:
@@ -33,7 +41,7 @@ def evaluate(
 
     splits = [chosen("--split", s, ("train", "validation", "test")) for s in split or ["test"]]
     which = chosen("--checkpoint", checkpoint, ("best", "last"))
-    backend, job, loaded = job_of(run, runs, which, overrides or [])
+    backend, job, loaded = job_of(run, runs, which, overrides or [], weights=weights, on_mismatch=on_mismatch)
     with loaded.placing():
         metrics = backend.evaluate(job, splits)
     if json:

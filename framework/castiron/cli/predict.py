@@ -20,6 +20,14 @@ def predict(
         ),
     ] = None,
     checkpoint: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint.")] = "best",
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Use these weights, of any origin, in place of the run's."),
+    ] = None,
+    on_mismatch: Annotated[
+        str,
+        typer.Option(metavar="refuse|cast", help="What to do with weights of other formats than the run's."),
+    ] = "refuse",
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="For programs: a JSON mapping per line.")] = False,
 ) -> None:
@@ -40,7 +48,7 @@ def predict(
         message = "TEXT is missing." if not texts else "TEXT and --file exclude each other."
         raise typer.Exit(wrong_arguments(message, 'Give texts ("a good film") or --file FILE.'))
     inputs: list[str | Mapping[str, Any]] = list(texts) if texts else read_inputs(file or Path("-"))
-    backend, job, loaded = job_of(run, runs, which)
+    backend, job, loaded = job_of(run, runs, which, weights=weights, on_mismatch=on_mismatch)
     if not inputs:
         return
     with loaded.placing():

@@ -29,6 +29,18 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with this run: its folder, or RECIPE/NAME.")
     ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Start from these weights, of any origin; read as data only."),
+    ] = None,
+    on_mismatch: Annotated[
+        str,
+        typer.Option(
+            metavar="refuse|cast",
+            help="What to do with a checkpoint of other formats than the policy's: refuse it, or cast it and "
+            "tell.",
+        ),
+    ] = "refuse",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show config, data, plan, steps and files; train nothing.")
     ] = False,
@@ -47,6 +59,7 @@ def train(
     """
     from castiron.cli.errors import wrong_arguments
     from castiron.cli.reporter import TerminalReporter
+    from castiron.cli.usage import chosen
     from castiron.training.config_file import load_config
     from castiron.training.launch import resume as resume_run
     from castiron.training.launch import train as train_run
@@ -62,6 +75,7 @@ def train(
         "quiet" if quiet else "verbose" if verbose else "normal"
     )
     reporter = TerminalReporter(verbosity)
+    mismatch = chosen("--on-mismatch", on_mismatch, ("refuse", "cast"))
     if resume is not None:
         if name is not None:
             raise typer.Exit(
@@ -69,7 +83,11 @@ def train(
             )
         run = RunDirectory.open(resume, runs)
         reporter.say(f"Resuming {run.path}")
-        run, outcome = resume_run(run, given, source=config, reporter=reporter)
+        if weights is not None:
+            raise typer.Exit(
+                wrong_arguments("--resume has the run's own weights.", "Leave out --weights, or --resume.")
+            )
+        run, outcome = resume_run(run, given, source=config, reporter=reporter, on_mismatch=mismatch)
         raise typer.Exit(_close(run, outcome, verbosity))
     if config is None:
         raise typer.Exit(
@@ -80,7 +98,9 @@ def train(
         _dry_run(loaded, runs, name, verbosity)
         return
     reporter.say(_headline(loaded))
-    run, outcome = train_run(loaded, runs=runs, name=name, reporter=reporter)
+    run, outcome = train_run(
+        loaded, runs=runs, name=name, reporter=reporter, weights=weights, on_mismatch=mismatch
+    )
     raise typer.Exit(_close(run, outcome, verbosity))
 
 

@@ -30,19 +30,35 @@ def chosen(option: str, value: str, words: Sequence[str]) -> Any:
 
 
 def job_of(
-    run: str, runs: Path, checkpoint: Literal["best", "last"], overrides: Sequence[str] = ()
+    run: str,
+    runs: Path,
+    checkpoint: Literal["best", "last"],
+    overrides: Sequence[str] = (),
+    *,
+    weights: Path | None = None,
+    on_mismatch: str = "refuse",
 ) -> tuple[Backend, Job, LoadedConfig]:
     """Backend and job to use a trained run.
 
     Raises:
         CastironError: no such run, no checkpoint, or the config does not hold any more.
     """
+    from castiron.cli.reporter import TerminalReporter
     from castiron.training.backend import Job, load_backend
     from castiron.training.launch import load_run
     from castiron.training.run_directory import RunDirectory
 
     found = RunDirectory.open(run, runs)
     path = found.checkpoint(checkpoint)
+    mismatch = chosen("--on-mismatch", on_mismatch, ("refuse", "cast"))
     loaded = load_run(found, overrides)
-    job = Job(config=loaded.config, recipe=loaded.recipe, run=found, checkpoint=path)
+    job = Job(
+        config=loaded.config,
+        recipe=loaded.recipe,
+        run=found,
+        checkpoint=path,
+        weights=weights,
+        on_mismatch=mismatch,
+        reporter=TerminalReporter("quiet"),
+    )
     return load_backend(loaded.config.backend), job, loaded

@@ -79,12 +79,17 @@ class Finding:
             parts.append(f"At {place}.")
         if self.count > 1:
             parts.append(f"({self.count:,} times)")
-        return " ".join(parts)
+        return _joined(parts)
 
     def __str__(self) -> str:
         """The whole finding on one line, code first, remedy last."""
-        return " ".join(part for part in (self.code, self.sentence(), self.remedy) if part)
+        return _joined([part for part in (self.code, self.sentence(), self.remedy) if part])
 
 
 def _stop(text: str) -> str:
-    return text if text.endswith((".", "!", "?", ":")) else text + "."
+    return text if text.endswith((".", "!", "?", ":", "\n")) else text + "."
+
+
+def _joined(parts: list[str]) -> str:
+    """Sentences in a row; what comes after a table begins its own line."""
+    return "".join(p if p.endswith("\n") else f"{p} " for p in parts).removesuffix(" ")

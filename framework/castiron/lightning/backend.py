@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from castiron.policy import DeviceCapability, PrecisionPolicy
@@ -52,6 +53,13 @@ class LightningBackend:
         from castiron.lightning import session
 
         return session.predict(job, inputs)
+
+    def export(self, job: Job, path: Path) -> None:
+        """Write the weights of `job.checkpoint` as safetensors, the manifest in the header."""
+        from castiron.lightning.checkpoints import export
+
+        assert job.checkpoint is not None
+        export(job.checkpoint, path)
 
     def replay(
         self, folder: IncidentFolder, config: RunConfig, recipe: type[Recipe], remedies: Remedies

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import IO, Any, Literal
 
 import lightning.pytorch as pl
@@ -14,10 +14,17 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from castiron.diagnostics import Place, RunError, finding
+from castiron.diagnostics import Finding, ManifestError, Place, finding
 from castiron.lightning.averaging import averaged_weights
+from castiron.lightning.manifest import expected_of, manifest_of, verified
 from castiron.lightning.module import RecipeModule
-from castiron.training.run_directory import written
+from castiron.torch.weights import export_weights
+from castiron.torch.weights import load_weights as read_into
+from castiron.training.checkpoint_file import damaged, new_file, seal
+from castiron.training.checkpoints import rotate
+from castiron.training.manifest import Manifest, asset_digests
+from castiron.training.manifest_check import OnMismatch
+from castiron.training.run_directory import ASSETS
 
 
 def random_state() -> dict[str, Any]:
@@ -46,37 +53,85 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, its tensors mapped from the file. Runs no code from the file.
+    """What a checkpoint of a training holds, its tensors mapped from the file. Runs no code from the file.
 
     Raises:
-        RunError: the file is missing or damaged (X822).
+        ManifestError: the file is missing or damaged (C601), asks for code to be run (C617), or is none of
+            castiron's (C602).
     """
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        checkpoint["state_dict"].keys(), checkpoint["global_step"]
-    except (RuntimeError, KeyError, TypeError, AttributeError, EOFError, OSError, UnpicklingError) as e:
-        raise _not_loaded(path, e) from e
+    checkpoint, manifest, _ = verified(path, None, mmap=True)
+    if manifest is None or not isinstance(checkpoint.get("state_dict"), dict):
+        raise without_manifest(path)
     return checkpoint
 
 
-def load_weights(module: RecipeModule, path: Path) -> None:
-    """Load a checkpoint's weights, averaged where the run kept an average.
+def load_weights(
+    module: RecipeModule,
+    path: Path,
+    *,
+    device: str = "auto",
+    assets: Mapping[str, str] | None = None,
+    on_mismatch: OnMismatch = "refuse",
+) -> list[Finding]:
+    """Load a checkpoint's weights, averaged where the run kept an average. → what there is to tell.
+
+    Args:
+        assets: file that the recipe learned → its digest; compared with those of the checkpoint.
 
     Raises:
-        RunError: the file is damaged, or is of another model (X822).
+        ManifestError: the file is damaged, or of another model, recipe or policy (C6xx). Nothing is loaded.
     """
-    checkpoint = read_checkpoint(path)
+    expected = expected_of(module, module.policy, device=device, recipe=module.recipe.name, assets=assets)
+    weights = dataclasses.replace(expected, state=None, scaling=None)
+    checkpoint, manifest, told = verified(path, weights, on_mismatch, mmap=True)
+    if manifest is None:
+        raise without_manifest(path)
     average = {f"model.{name}": value for name, value in averaged_weights(checkpoint).items()}
     try:
         module.load_state_dict({**checkpoint["state_dict"], **average})
     except RuntimeError as e:
-        raise _not_loaded(path, e) from e
+        raise damaged(path, " ".join(str(e).split())) from None
+    return told
 
 
-def _not_loaded(path: Path, error: Exception) -> RunError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return RunError(
-        finding("X822", f"The checkpoint cannot be loaded: {reason}", place=Place(file=str(path)))
+def load_foreign(module: RecipeModule, path: Path, device: str, on_mismatch: OnMismatch) -> list[Finding]:
+    """Load weights from a file of any origin into a recipe's model. → what there is to tell.
+
+    Raises:
+        ManifestError: as `castiron.torch.load_weights`.
+    """
+    return read_into(module.model, path, module.policy, on_mismatch=on_mismatch, device=device)
+
+
+def export(checkpoint: Path, path: Path) -> Manifest:
+    """Write the weights of a checkpoint, averaged where the run kept an average, as safetensors.
+
+    Raises:
+        ManifestError: the checkpoint is damaged or none of castiron's.
+        RunError: the file cannot be written (X819).
+    """
+    state, manifest, _ = verified(checkpoint, None, mmap=True)
+    if manifest is None:
+        raise without_manifest(checkpoint)
+    average = averaged_weights(state)
+    weights = {}
+    for name, value in state["state_dict"].items():
+        own = name.removeprefix("model.")
+        weights[own] = average[own].to(value.dtype) if own in average else value
+    named = {
+        kind: {n.removeprefix("model."): r for n, r in records.items()}
+        for kind, records in manifest.tensors.items()
+        if kind in ("parameters", "buffers")
+    }
+    manifest = manifest.model_copy(update={"tensors": named})
+    export_weights(weights, manifest, path)
+    return manifest
+
+
+def without_manifest(path: Path) -> ManifestError:
+    """The error for a file that castiron did not write (C602)."""
+    return ManifestError(
+        finding("C602", "The checkpoint carries no precision manifest.", place=Place(file=str(path)))
     )
 
 
@@ -100,20 +155,46 @@ def _save(state: dict[str, Any], file: IO[bytes]) -> None:
         raise
 
 
-class RunCheckpoints(Checkpoint):
-    """Keeps the last and the best state of a run.
+def write_checkpoint(state: dict[str, Any], manifest: Manifest, path: Path, *, keep: int = 1) -> None:
+    """Write a checkpoint under a temporary name, with its manifest, sealed and synced; then give it its name.
 
     Args:
-        folder: where `last.ckpt` and `best.ckpt` go.
+        keep: how many of this name are kept: those that were there move on to `<name>-2`, `<name>-3` ….
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written (X819). What was there stays.
+    """
+    with new_file(path, replacing=lambda: rotate(path, keep)) as file:
+        _save(state, file)
+        seal(file, manifest.as_json())
+
+
+class RunCheckpoints(Checkpoint):
+    """Keeps the last and the best states of a run.
+
+    Args:
+        folder: where `last.ckpt` and `best.ckpt` go, and the ones before them: `last-2.ckpt` ….
         monitor: validation metric; `mode` says whether less or more of it is better.
         every: optimizer steps between writes of `last.ckpt`; None: after each validation.
+        keep_last, keep_best: how many are kept.
+        recipe: name of what trains.
     """
 
     def __init__(
-        self, folder: Path, *, monitor: str, mode: Literal["min", "max"], every: int | None = None
+        self,
+        folder: Path,
+        *,
+        monitor: str,
+        mode: Literal["min", "max"],
+        every: int | None = None,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        recipe: str | None = None,
     ) -> None:
         self.folder = folder
         self.monitor, self.mode, self.every = monitor, mode, every
+        self.keep = {"last": keep_last, "best": keep_best}
+        self.recipe = recipe
         self.best_score: float | None = None
         self.best_step: int | None = None
         self.best_metrics: dict[str, float] = {}
@@ -128,30 +209,15 @@ class RunCheckpoints(Checkpoint):
         return self.folder / "best.ckpt"
 
     def write(self, trainer: pl.Trainer, path: Path) -> None:
-        """Write the state of a training under a temporary name, sync it, and give it its name.
-
-        A checkpoint that is there already stays whole until then.
+        """Write the state of a training whole, or not at all.
 
         Raises:
             RunError: the disk is full, or the folder cannot be written (X819).
         """
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        with written(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("wb") as file:
-                    _save(state, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
-            descriptor = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        assets = asset_digests(self.folder.parent / ASSETS)
+        manifest = manifest_of(trainer, state, recipe=self.recipe, assets=assets)
+        write_checkpoint(state, manifest, path, keep=self.keep.get(path.stem, 1))
 
     def write_last(self, trainer: pl.Trainer) -> None:
         """Write `last.ckpt`, unless this very step is in it already."""

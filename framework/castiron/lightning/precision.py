@@ -50,6 +50,8 @@ class PrecisionPlugin(Precision):
     def __init__(self, policy: PrecisionPolicy | str | Mapping[str, Any]) -> None:
         Precision.__init__(self)  # not a sibling's: FSDPPrecisionPlugin has two parents
         self.policy = PrecisionPolicy.model_validate(policy)
+        self.declared = self.policy
+        """The policy as it was given; the one in force may differ once a layer was widened as a response."""
         self.plan: Plan | None = None
         """The plan, once training has started."""
         self.findings: list[Finding] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 
@@ -13,24 +14,29 @@ from castiron.health import tags
 from castiron.health.writer import EventWriter
 from castiron.lightning.auditing import Audit
 from castiron.lightning.averaging import AverageWeights
-from castiron.lightning.checkpoints import RunCheckpoints, load_weights, read_checkpoint
+from castiron.lightning.checkpoint_io import SealedCheckpoints
+from castiron.lightning.checkpoints import RunCheckpoints, load_foreign, load_weights, without_manifest
 from castiron.lightning.compiling import CompileModel
 from castiron.lightning.early_stopping import StopEarly
 from castiron.lightning.guard import NumericGuard
 from castiron.lightning.health import NumericHealth
 from castiron.lightning.loaders import TorchLoader
 from castiron.lightning.loop import use_step_loop
+from castiron.lightning.manifest import expected_of, verified
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.opening import Opening
 from castiron.lightning.recorder import Recorder
 from castiron.lightning.stopping import GracefulStop, TrainingStopped
 from castiron.lightning.trainer import Trainer
-from castiron.policy import Plan
+from castiron.policy import Plan, PrecisionPolicy
 from castiron.torch.audit.errors import dtype_errors
+from castiron.torch.manifest import optimizer_identity
+from castiron.torch.optimizers import build_optimizer
 from castiron.training.backend import Job, Outcome, Status
 from castiron.training.config import TrainerConfig
 from castiron.training.incident import Incident
 from castiron.training.incident_text import as_markdown
+from castiron.training.manifest import asset_digests, numbers_of
 from castiron.training.preparation import Prepared
 from castiron.training.run_directory import PLAN
 
@@ -40,6 +46,8 @@ class TrainingRun:
 
     def __init__(self, job: Job, prepared: Prepared) -> None:
         self._job, self._prepared = job, prepared
+        self._policy = job.config.precision
+        self._state: dict[str, Any] | None = None
         self._train = TorchLoader(prepared.batches["train"], job.config.trainer.limit_train)
         steps = total_steps(job.config.trainer, len(self._train))
         self._module = RecipeModule(prepared.recipe, job.config.precision, steps)
@@ -48,7 +56,8 @@ class TrainingRun:
         job = self._job
         for note in self._prepared.recipe.notes:
             job.reporter.say(note)
-        resumed_at = read_checkpoint(job.checkpoint)["global_step"] if job.checkpoint else None
+        self._read_state()  # before anything is written or loaded
+        resumed_at = self._state["global_step"] if self._state else None
         with EventWriter(
             job.run.path, on_problem=lambda f: job.reporter.findings([f]), resumed_at=resumed_at
         ) as writer:
@@ -60,11 +69,46 @@ class TrainingRun:
             writer.hparams_end(success=outcome.status == "completed")
         return outcome
 
+    def _read_state(self) -> None:
+        """Read what training goes on from, or starts with, and hold it against this run."""
+        job, module = self._job, self._module
+        config = job.config
+        if job.weights is not None:
+            told = load_foreign(module, job.weights, config.trainer.device, job.on_mismatch)
+            job.reporter.findings(told)
+        if job.checkpoint is None:
+            return
+        optimizer = module.recipe.optimizer(module.model) or build_optimizer(module.model, config.optimizer)
+        expected = expected_of(
+            module,
+            self._policy,
+            device=config.trainer.device,
+            recipe=module.recipe.name,
+            assets=asset_digests(job.run.assets),
+            optimizers=[optimizer_identity(type(optimizer).__name__, optimizer.param_groups)],
+        )
+        state, manifest, told = verified(job.checkpoint, expected, job.on_mismatch)
+        if manifest is None or not isinstance(state.get("global_step"), int):
+            raise without_manifest(job.checkpoint)
+        if manifest.declared == numbers_of(self._policy):
+            # A layer that was widened as a response to an incident stays so.
+            layers = PrecisionPolicy.parse(manifest.policy).layers
+            self._policy = self._policy.replace(layers={k: v.model_dump() for k, v in layers.items()})
+        self._state = state
+        if told:
+            job.reporter.findings(told)
+
     def _fit(self, writer: EventWriter) -> Outcome:
         job, config, module = self._job, self._job.config.trainer, self._module
         batches = self._prepared.batches
         checkpoints = RunCheckpoints(
-            job.run.checkpoints, monitor=config.monitor, mode=config.mode, every=config.checkpoint_every
+            job.run.checkpoints,
+            monitor=config.monitor,
+            mode=config.mode,
+            every=config.checkpoint_every,
+            keep_last=config.keep_last,
+            keep_best=config.keep_best,
+            recipe=module.recipe.name,
         )
         recorder = Recorder(job.run, writer, job.reporter, every=config.log_every)
         stop = GracefulStop(checkpoints)
@@ -100,7 +144,9 @@ class TrainingRun:
                 min_delta=rule.min_delta,
             )
             callbacks.append(early)
-        trainer = make_trainer(job, [*callbacks, checkpoints, stop])
+        files = SealedCheckpoints(self._state)
+        trainer = make_trainer(job, [*callbacks, checkpoints, stop], self._policy, plugins=[files])
+        self._state = None
         validation = None
         if "validation" in batches:
             validation = TorchLoader(batches["validation"], config.limit_validation)
@@ -129,7 +175,8 @@ class TrainingRun:
             metrics["validation"] = checkpoints.best_metrics
         if status == "completed" and "test" in batches:
             best = checkpoints.best
-            load_weights(module, best if best.exists() else checkpoints.last)
+            weights = best if best.exists() else checkpoints.last
+            load_weights(module, weights, device=config.device, on_mismatch=job.on_mismatch)
             trainer.test(module, TorchLoader(batches["test"], config.limit_test), verbose=False)
             metrics["test"] = dict(module.results)
         found = [path for path in (checkpoints.best, checkpoints.last) if path.exists()]
@@ -177,12 +224,18 @@ def total_steps(config: TrainerConfig, batches: int) -> int:
     return min(ends)
 
 
-def make_trainer(job: Job, callbacks: Sequence[pl.Callback]) -> Trainer:
+def make_trainer(
+    job: Job,
+    callbacks: Sequence[pl.Callback],
+    policy: PrecisionPolicy | None = None,
+    plugins: Sequence[Any] = (),
+) -> Trainer:
     """Lightning's Trainer as a config says. What Lightning would print, log and save itself is off: a run
     directory has one writer."""
     config = job.config.trainer
     trainer = Trainer(
-        job.config.precision,
+        policy or job.config.precision,
+        plugins=list(plugins),
         accelerator={"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[config.device],
         devices=config.devices,
         strategy=config.strategy,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from castiron.lightning.auditing import audit_recipe, first_batch
-from castiron.lightning.checkpoints import load_weights
+from castiron.lightning.checkpoints import load_foreign, load_weights
 from castiron.lightning.loaders import TorchLoader
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.quiet import quiet_lightning
@@ -20,6 +20,7 @@ from castiron.torch.optimizers import build_optimizer
 from castiron.torch.updates import guard_updates
 from castiron.training.audit import AuditReport
 from castiron.training.backend import Job, Outcome, Preview, Split
+from castiron.training.manifest import asset_digests
 from castiron.training.preparation import make_batches, prepare
 
 
@@ -62,11 +63,10 @@ def fit(job: Job) -> Outcome:
 
 
 def evaluate(job: Job, splits: Sequence[Split]) -> dict[str, dict[str, float]]:
-    assert job.checkpoint is not None
     with _session(job):
         prepared = prepare(job, splits)
         module = RecipeModule(prepared.recipe, job.config.precision)
-        load_weights(module, job.checkpoint)
+        _load(job, module)
         results: dict[str, dict[str, float]] = {}
         for split in splits:
             if split in prepared.batches:
@@ -77,12 +77,11 @@ def evaluate(job: Job, splits: Sequence[Split]) -> dict[str, dict[str, float]]:
 
 
 def predict(job: Job, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[str, Any]]:
-    assert job.checkpoint is not None
     with _session(job):
         recipe = job.recipe(job.config)
         recipe.load(job.run.assets)
         module = RecipeModule(recipe, job.config.precision)
-        load_weights(module, job.checkpoint)
+        _load(job, module)
         batches = make_batches(recipe, recipe.encode(recipe.questions(inputs)), training=False)
         found = make_trainer(job, []).predict(module, TorchLoader(batches)) or []
     answers: list[dict[str, Any]] = [{} for _ in inputs]
@@ -91,6 +90,18 @@ def predict(job: Job, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[st
         for row, answer in zip(rows.tolist(), recipe.answers(values), strict=True):
             answers[row] = answer
     return answers
+
+
+def _load(job: Job, module: RecipeModule) -> None:
+    """The weights that a job names: those of its run, or others in their place."""
+    device = job.config.trainer.device
+    if job.weights is not None:
+        job.reporter.findings(load_foreign(module, job.weights, device, job.on_mismatch))
+        return
+    assert job.checkpoint is not None
+    assets = asset_digests(job.run.assets)
+    told = load_weights(module, job.checkpoint, device=device, assets=assets, on_mismatch=job.on_mismatch)
+    job.reporter.findings(told)
 
 
 @contextlib.contextmanager

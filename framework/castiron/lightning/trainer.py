@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from castiron.diagnostics import ConfigError, Place, finding
+from castiron.lightning.checkpoint_io import SealedCheckpoints
 from castiron.lightning.fsdp import FSDPPrecisionPlugin, is_fsdp
 from castiron.lightning.guard import NumericGuard
 from castiron.lightning.health import NumericHealth
@@ -18,6 +21,7 @@ from castiron.lightning.precision import PrecisionPlugin
 from castiron.lightning.profiling import NoProfiler
 from castiron.lightning.run_files import RunFiles
 from castiron.policy import PrecisionPolicy
+from castiron.training.manifest_check import OnMismatch
 
 
 class Trainer(pl.Trainer):
@@ -30,6 +34,8 @@ class Trainer(pl.Trainer):
         policy: a policy, a preset's name, a short string, or a mapping.
         guard: the policy's `guard` section, said otherwise.
         health: the policy's `health` section, said otherwise.
+        on_mismatch: what `fit(ckpt_path=…)` does with a checkpoint of another policy: "refuse"
+            (ManifestError, a table), or "cast", and tell it. Every checkpoint carries a precision manifest.
         **arguments: everything else that `lightning.Trainer` takes. By default metrics go to TensorBoard and
             `metrics.jsonl` in `<default_root_dir>/runs/<module>/<time>`.
 
@@ -44,6 +50,7 @@ class Trainer(pl.Trainer):
         *,
         guard: Mapping[str, Any] | None = None,
         health: Mapping[str, Any] | None = None,
+        on_mismatch: OnMismatch = "refuse",
         **arguments: Any,
     ) -> None:
         declared = PrecisionPolicy.model_validate(policy)
@@ -89,10 +96,22 @@ class Trainer(pl.Trainer):
         if arguments.get("profiler") is None:
             arguments["profiler"] = NoProfiler()
         plugin = FSDPPrecisionPlugin if is_fsdp(arguments.get("strategy")) else PrecisionPlugin
+        if not any(isinstance(p, CheckpointIO) for p in plugins) and _writes_whole(arguments.get("strategy")):
+            plugins.append(SealedCheckpoints(on_mismatch=on_mismatch))
         super().__init__(plugins=[*plugins, plugin(self.policy)], **arguments)
+        for given in plugins:
+            if isinstance(given, SealedCheckpoints):
+                given.attach(self)
 
     def fit(self, model: pl.LightningModule, *arguments: Any, **named: Any) -> None:
         # Before Lightning asks the logger for its folder.
         if isinstance(self.logger, RunLogger):
             self.logger.name = run_name(model)
         super().fit(model, *arguments, **named)
+
+
+def _writes_whole(strategy: Any) -> bool:
+    """Whether a strategy saves checkpoints as one file, by way of Lightning's CheckpointIO."""
+    if strategy is None or isinstance(strategy, str):
+        return not any(word in str(strategy) for word in ("fsdp", "deepspeed", "model_parallel"))
+    return isinstance(strategy, SingleDeviceStrategy | DDPStrategy)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from castiron.training.config import RunConfig
     from castiron.training.incident import Attribution, Incident
     from castiron.training.incident_folder import IncidentFolder
+    from castiron.training.manifest_check import OnMismatch
     from castiron.training.recipe import Recipe
     from castiron.training.run_directory import RunDirectory
 
@@ -107,6 +108,10 @@ class Job:
     backend's."""
     checkpoint: Path | None = None
     """`fit`: resume from it; None starts anew. `evaluate`, `predict`: the weights to load."""
+    weights: Path | None = None
+    """A file of weights of any origin: `fit` starts with them, `evaluate` and `predict` use them instead."""
+    on_mismatch: OnMismatch = "refuse"
+    """What is done where a checkpoint's tensors have other formats than the policy declares."""
     reporter: Reporter = field(default_factory=Silent)
 
 

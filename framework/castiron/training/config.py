@@ -197,6 +197,10 @@ class TrainerConfig(Section):
     """Validate after so many steps (a whole number) or after this share of an epoch (up to 1.0)."""
     checkpoint_every: PositiveInt | None = None
     """Steps between checkpoints. null: one after each validation."""
+    keep_last: PositiveInt = 2
+    """Latest checkpoints that are kept. With two, one that a failing disk tears leaves one that is whole."""
+    keep_best: PositiveInt = 1
+    """Best checkpoints, by `monitor`, that are kept."""
     log_every: PositiveInt = 50
     """Steps between logged rows. Rarely is fast: to read a loss, the host waits for the device."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from castiron.diagnostics import CastironError, ConfigError, Finding, RunError, finding
+from castiron.diagnostics import CastironError, ConfigError, Finding, ManifestError, RunError, finding
 from castiron.training.backend import Backend, Job, Outcome, Preview, Reporter, Silent, load_backend
+from castiron.training.checkpoints import sweep, to_resume
 from castiron.training.config import RunConfig
 from castiron.training.config_file import LoadedConfig, configure, load_config, resolve_source
 from castiron.training.config_merge import Merged
@@ -18,22 +19,37 @@ from castiron.training.run_directory import CONFIG, ENVIRONMENT, RunDirectory
 from castiron.training.yaml_reader import describe
 
 if TYPE_CHECKING:
+    from castiron.training.manifest_check import OnMismatch
     from castiron.training.recipe import Recipe
 
 RUNS = Path("runs")
 """Where runs go unless another folder is given."""
 
 CHANGEABLE = frozenset(
-    {"max_epochs", "max_steps", "log_every", "checkpoint_every", "early_stopping", "threads"}
+    {
+        "max_epochs",
+        "max_steps",
+        "log_every",
+        "checkpoint_every",
+        "keep_last",
+        "keep_best",
+        "early_stopping",
+        "threads",
+    }
 )
 """Settings of `trainer` that may change when a run is resumed, beside all of `guard`; any other would make it
 another run."""
 
 
 def train(
-    loaded: LoadedConfig, *, runs: Path = RUNS, name: str | None = None, reporter: Reporter | None = None
-) -> tuple[RunDirectory, Outcome]:
+    loaded: LoadedConfig, *, runs: Path = RUNS, name: str | None = None, reporter: Reporter | None = None,
+    weights: Path | None = None, on_mismatch: OnMismatch = "refuse",
+) -> tuple[RunDirectory, Outcome]:  # fmt: skip
     """Train a new run.
+
+    Args:
+        weights: a file of any origin to start from; read as data, verified before anything is loaded.
+        on_mismatch: what is done where its formats are not those of the policy.
 
     Raises:
         CastironError: a mistake in config, data or names; the run's directory is removed again where nothing
@@ -41,7 +57,10 @@ def train(
     """
     backend = load_backend(loaded.config.backend)
     run = RunDirectory.create(Path(runs), loaded.recipe.name, name)
-    job = Job(config=loaded.config, recipe=loaded.recipe, run=run, reporter=reporter or Silent())
+    job = Job(
+        config=loaded.config, recipe=loaded.recipe, run=run, reporter=reporter or Silent(),
+        weights=weights, on_mismatch=on_mismatch,
+    )  # fmt: skip
     return run, _fit(backend, job, loaded)
 
 
@@ -63,33 +82,39 @@ def train_recipe(
 
 def resume(
     run: RunDirectory, overrides: Sequence[str] = (), *, source: str | None = None,
-    reporter: Reporter | None = None,
+    reporter: Reporter | None = None, on_mismatch: OnMismatch = "refuse",
 ) -> tuple[RunDirectory, Outcome]:  # fmt: skip
-    """Go on with a run from its last checkpoint.
+    """Go on with a run from its newest checkpoint that is whole; from the beginning where it has none yet.
 
     Args:
+        on_mismatch: what is done where the policy is another than that of the checkpoint.
         run: the run.
         overrides: what to change; only `CHANGEABLE` settings can be.
         source: a config file that the run is supposed to be of; refused where it says otherwise.
         reporter: where to say what is done.
 
     Raises:
-        CastironError: no checkpoint, or a setting differs that makes it another run (X815).
+        CastironError: a setting differs that makes it another run (X815), or no checkpoint is whole or fits
+            (C6xx). Nothing is changed then.
     """
     before = load_run(run)
     file = source if source is not None and resolve_source(source).file else None
     loaded = load_config(file, overrides) if file else load_config(run.path / CONFIG, overrides)
     _same_run(before.config, loaded, run)
     backend = load_backend(loaded.config.backend)
-    checkpoint = run.checkpoint("last")
+    reporter = reporter or Silent()
+    checkpoint = to_resume(run, lambda found: reporter.findings([found]))
+    if checkpoint is None:
+        reporter.say("The run has no checkpoint yet: it starts from its beginning.")
     job = Job(
         config=loaded.config,
         recipe=loaded.recipe,
         run=run,
         checkpoint=checkpoint,
-        reporter=reporter or Silent(),
+        on_mismatch=on_mismatch,
+        reporter=reporter,
     )
-    return run, _fit(backend, job, loaded)
+    return run, _fit(backend, job, loaded, again=True)
 
 
 def preview(loaded: LoadedConfig, run: RunDirectory, reporter: Reporter | None = None) -> Preview:
@@ -108,16 +133,28 @@ def load_run(run: RunDirectory, overrides: Sequence[str] = ()) -> LoadedConfig:
     return load_config(run.path / CONFIG, overrides)
 
 
-def _fit(backend: Backend, job: Job, loaded: LoadedConfig) -> Outcome:
+def _fit(backend: Backend, job: Job, loaded: LoadedConfig, *, again: bool = False) -> Outcome:
     started = time.perf_counter()
     run = job.run
     try:
         with run.claimed(), loaded.placing():
+            sweep(run)
+            if again and job.checkpoint is None:
+                run.trim_metrics(-1)
+            before = {name: run.read_bytes(name) for name in (CONFIG, ENVIRONMENT)}
             run.write_config(job.config)
             run.write_json(ENVIRONMENT, describe_environment(recipe_file(job.recipe)))
-            outcome = backend.fit(job)
+            try:
+                outcome = backend.fit(job)
+            except ManifestError:
+                # Refused before anything was loaded: the run is left as it was found.
+                for name, content in before.items():
+                    run.put_back(name, content)
+                raise
     except CastironError as e:
-        if not (job.checkpoint is None and run.discard_if_unused()) and not _is_lock(e):
+        if _is_lock(e) or (again and isinstance(e, ManifestError)):
+            raise
+        if again or not run.discard_if_unused():
             _fail(run, job, str(e), time.perf_counter() - started, e.findings)
         raise
     except KeyboardInterrupt:
@@ -165,7 +202,10 @@ def _same_run(before: RunConfig, loaded: LoadedConfig, run: RunDirectory) -> Non
             f"{run.name} takes everything from the run.",
         )
         for path, old, new in changed
-        if not (path[0] == "guard" or (len(path) > 1 and path[0] == "trainer" and path[1] in CHANGEABLE))
+        if not (
+            path[0] in ("guard", "precision")  # of precision, the checkpoint's manifest decides
+            or (len(path) > 1 and path[0] == "trainer" and path[1] in CHANGEABLE)
+        )
     ]  # fmt: skip
     if problems:
         raise ConfigError(problems)

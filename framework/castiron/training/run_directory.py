@@ -92,10 +92,11 @@ class RunDirectory:
             except FileExistsError:
                 if name is None:
                     continue
-                raise RunError(_taken(path, recipe, name)) from None
+                if not _only_begun(path):
+                    raise RunError(_taken(path, recipe, name)) from None
             run = cls(path)
             with written(path):
-                (path / CHECKPOINTS).mkdir()
+                (path / CHECKPOINTS).mkdir(exist_ok=True)
             return run
         raise RunError(finding("X819", "No free name was found.", place=Place(file=str(parent))))
 
@@ -212,6 +213,22 @@ class RunDirectory:
                 finding("X822", f"The file cannot be read: {e}", place=Place(file=str(path)))
             ) from e
 
+    def read_bytes(self, name: str) -> bytes | None:
+        """A file as it is; None where it is missing."""
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def put_back(self, name: str, content: bytes | None) -> None:
+        """Make a file what `read_bytes` gave."""
+        path = self.path / name
+        if content is None:
+            path.unlink(missing_ok=True)
+            return
+        with written(path), written_atomically(path) as file:
+            file.write(content)
+
     def write_config(self, config: RunConfig) -> Path:
         """`config.yaml`: every default written out; it runs again as it is."""
         from castiron.training.yaml_writer import as_yaml
@@ -314,6 +331,15 @@ class RunDirectory:
             return False
         shutil.rmtree(self.path, ignore_errors=True)
         return True
+
+
+def _only_begun(path: Path) -> bool:
+    """Whether a process was killed, or is, between making a run's folder and writing its config. (Of two that
+    take it, `claimed` lets one have it.)"""
+    if not path.is_dir() or (path / CONFIG).exists():
+        return False
+    inside = [p for p in path.rglob("*") if p != path / CHECKPOINTS and not p.name.startswith(".")]
+    return not inside
 
 
 def all_runs(runs: Path) -> list[RunDirectory]:

@@ -1,0 +1,204 @@
+"""A checkpoint as a file: written whole, sealed with a digest of its bytes, its manifest a record of its own.
+
+torch's checkpoints are zip archives. Two things are added which torch itself passes over: the record
+`castiron.json`, which is read without unpickling anything, and as the archive's comment the BLAKE3 of every
+byte before it. A file that was cut off, or in which a bit has changed, does not match its seal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from blake3 import blake3
+
+from castiron.diagnostics import ManifestError, Place, finding
+from castiron.training.run_directory import fsync_folder, written
+
+RECORD = "castiron.json"
+"""Name of the manifest within the archive, below the archive's own folder."""
+PART = ".part"
+"""Ending of a file that is being written."""
+_MARK = b"castiron-blake3:"
+_SEAL = len(_MARK) + 64
+_MOST_RECORD = 256 << 20
+"""Bytes of a manifest; a larger one was not written here."""
+_END = b"PK\x05\x06"
+_END_BYTES = 22
+
+
+@contextmanager
+def new_file(path: Path, replacing: Callable[[], None] | None = None) -> Iterator[IO[bytes]]:
+    """A file to write and read; it takes the name `path`, synced, when the block ends, and is removed where
+    it fails. What stands at `path` stays whole until then.
+
+    Args:
+        replacing: called when the new file is on the disk, right before it takes its name.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written (X819).
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(part, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if replacing is not None:
+                replacing()
+            os.replace(part, path)
+            fsync_folder(path.parent)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def seal(file: IO[bytes], manifest: str) -> None:
+    """Add the manifest to an archive that torch has just written, and seal it. `file` is open for both."""
+    with zipfile.ZipFile(file, "a") as archive:
+        names = archive.namelist()
+        folder = f"{names[0].partition('/')[0]}/" if names and "/" in names[0] else ""
+        archive.writestr(folder + RECORD, manifest)
+        archive.comment = _MARK + b"0" * 64
+    file.flush()
+    end = file.seek(0, os.SEEK_END) - _SEAL
+    file.seek(0)
+    digest = _digest(file, end)
+    file.seek(end)
+    file.write(_MARK + digest.encode())
+
+
+def _digest(file: IO[bytes], size: int) -> str:
+    """BLAKE3 of the next so many bytes."""
+    hasher = blake3()
+    while size and (part := file.read(min(size, 1 << 20))):
+        hasher.update(part)
+        size -= len(part)
+    return hasher.hexdigest()
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the bytes of a file: None where its seal says nothing is, or where it carries none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        if path.suffix == ".safetensors":
+            return _damaged_safetensors(file)
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return "it is empty"
+        file.seek(0)
+        if file.read(4) != b"PK\x03\x04":
+            return "its beginning is not that of a checkpoint"
+        file.seek(max(0, size - _SEAL))
+        tail = file.read()
+        if tail.startswith(_MARK):
+            file.seek(0)
+            if _digest(file, size - _SEAL) != tail[len(_MARK) :].decode("ascii", "replace"):
+                return "its bytes are not those that were written"
+            return None
+        file.seek(0)
+        if not _ends_as_an_archive(file, size):
+            return "it ends in the middle"
+        if _has_record(file):
+            return "its seal is gone"
+    return None
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file carries the digest of its bytes."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _SEAL))
+        return file.read(len(_MARK)) == _MARK
+
+
+def _ends_as_an_archive(file: BinaryIO, size: int) -> bool:
+    file.seek(max(0, size - _END_BYTES - 65535))
+    return _END in file.read()
+
+
+def _has_record(file: BinaryIO) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return _record_name(archive) is not None
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return False
+
+
+def _damaged_safetensors(file: BinaryIO) -> str | None:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(8)
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > size - 8:
+        return "it ends in the middle"
+    try:
+        header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        last = max(ends, default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return "its header is not that of safetensors"
+    if not isinstance(last, int):
+        return "its header is not that of safetensors"
+    return None if size - 8 - length == last else "it ends in the middle, or has grown"
+
+
+def read_record(path: Path) -> bytes | None:
+    """The manifest of an archive as it was written; None where it has none.
+
+    Raises:
+        ManifestError: the file is no archive, or the record cannot be read (C601).
+        OSError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = _record_name(archive)
+            if name is None:
+                return None
+            if archive.getinfo(name).file_size > _MOST_RECORD:
+                raise damaged(path, f"its manifest has {archive.getinfo(name).file_size:,} bytes")
+            return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as e:
+        raise damaged(path, f"it is no readable archive ({e})") from None
+
+
+def _record_name(archive: zipfile.ZipFile) -> str | None:
+    return next((n for n in archive.namelist() if n.rpartition("/")[2] == RECORD and n.count("/") <= 1), None)
+
+
+def check_intact(path: Path) -> None:
+    """Refuse a file that is not what was written.
+
+    Raises:
+        ManifestError: it is missing, cannot be read, is cut off, or its bytes have changed (C601).
+    """
+    try:
+        reason = damage(path)
+    except FileNotFoundError:
+        raise damaged(path, "it is missing") from None
+    except OSError as e:
+        raise damaged(path, (e.strerror or str(e)).lower()) from None
+    if reason:
+        raise damaged(path, reason)
+
+
+def damaged(path: Path, reason: str) -> ManifestError:
+    """The error that says what is wrong with a checkpoint's bytes (C601)."""
+    return ManifestError(
+        finding(
+            "C601",
+            f"The checkpoint cannot be used: {reason}.",
+            place=Place(file=str(path)),
+        )
+    )

@@ -1,0 +1,1 @@
+"""Looking into checkpoints of any origin without executing anything in them."""
