@@ -16,6 +16,7 @@ from castiron.cli import (
     data,
     doctor,
     evaluate,
+    inspect,
     policy,
     predict,
     recipes,
@@ -73,6 +74,8 @@ for name, command in (
     ("audit", audit.audit),
     ("verify", audit.verify),
     ("doctor", doctor.doctor),
+    ("inspect", inspect.inspect),
+    ("export", inspect.export),
     ("rules", rules.rules),
     ("board", board.board),
 ):

@@ -37,6 +37,7 @@ from castiron.torch.scaling import make_scaler
 from castiron.torch.switches import matmul_switches
 from castiron.torch.transaction import transaction
 from castiron.torch.updates import guard_updates
+from castiron.torch.weights import load_weights
 
 __all__ = [
     "Precision",
@@ -49,6 +50,7 @@ __all__ = [
     "describe",
     "device_capability",
     "guard_updates",
+    "load_weights",
     "make_scaler",
     "matmul_switches",
     "seed_everything",
