@@ -1,4 +1,7 @@
-"""Benchmarks against what a user would else run: `python scripts/bench.py {loop,data,guard} [options]`."""
+"""Benchmarks against what a user would else run: `python scripts/bench.py NAME [options]`.
+
+Names: loop, data, guard, health.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ def main() -> None:
         from bench_data import main as run
     elif name == "guard":
         from bench_guard import main as run
+    elif name == "health":
+        from bench_health import main as run
     else:
-        sys.exit(__doc__ if name in ("-h", "--help") else f"Expected loop, data or guard. Received {name!r}.")
+        sys.exit(__doc__ if name in ("-h", "--help") else f"{name!r} is none of the benchmarks.\n\n{__doc__}")
     run(rest)
 
 

@@ -16,7 +16,16 @@ from hypothesis.extra import numpy as hnp
 from castiron.health.rounding import round_to as rounded_by_reference
 from castiron.health.statistics import WHAT_IF, Statistics, measure
 from castiron.torch.dtypes import dtype_name
-from castiron.torch.health.measure import Batch, measure_on_cpu, measure_on_device, merged, read
+from castiron.torch.health.measure import (
+    Batch,
+    measure_on_cpu,
+    measure_on_device,
+    merged,
+    noise_of,
+    read,
+    sampled,
+    with_noise,
+)
 
 Way = Callable[[torch.Tensor], Statistics]
 
@@ -27,7 +36,8 @@ def on_cpu(tensor: torch.Tensor) -> Statistics:
 
 def on_device(tensor: torch.Tensor) -> Statistics:
     pending = measure_on_device(tensor, dtype_name(tensor.dtype), WHAT_IF)
-    return read(pending, pending.vector.numpy())
+    made = read(pending, pending.vector.numpy())
+    return with_noise(made, noise_of([sampled([tensor])], [pending.scales])[0])
 
 
 ways = pytest.mark.parametrize("way", [on_cpu, on_device])

@@ -61,6 +61,8 @@ class Advisor:
         """What there is to say of a snapshot that was not said lately."""
         self._remember(snapshot)
         found: list[Finding] = []
+        if not snapshot.groups and not snapshot.casts:
+            return self._once(snapshot.step, list(self._near(snapshot)))  # peaks alone
         for cases in (
             self._underflow(snapshot),
             self._lost(snapshot),
@@ -306,6 +308,8 @@ class Advisor:
     def _once(self, step: int, cases: list[_Case]) -> list[Finding]:
         """Of the cases of a code that were not said lately: the worst, with the others counted."""
         found: list[Finding] = []
+        if not cases:
+            return found
         for code in dict.fromkeys(c.finding.code for c in cases):
             of_layer = {c.layer: c for c in reversed(cases) if c.finding.code == code}
             new = [c for c in of_layer.values() if self._new(code, c.layer, step)]

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from castiron.diagnostics import Finding
-from castiron.health import figures, tags
+from castiron.health import drawing, figures, tags
 from castiron.health.dynamics import growth
 from castiron.health.snapshot import KINDS, Kind, Snapshot, headroom
 from castiron.health.statistics import WHAT_IF
@@ -37,12 +37,14 @@ class HealthRecorder:
         self, folder: str | Path, writer: EventWriter | None = None, *, resumed_at: int | None = None
     ) -> None:
         self._writer = writer
+        if writer is not None:
+            drawing.prepare()
         self._table = HealthTable(folder, resumed_at=resumed_at)
         self._history: list[Snapshot] = []
         self._kept = 0
         self._stride, self._seen, self._drawn, self._next = 1, 0, 0, 16
         self._curves: dict[str, list[str]] = {}
-        self._full: Snapshot | None = None
+        self._latest: dict[Kind, Snapshot] = {}
         self._last: Snapshot | None = None
         self._findings: list[Finding] = []
 
@@ -79,14 +81,15 @@ class HealthRecorder:
         self._drawn = last.step
         shown: tuple[Kind, ...] = ("activations", "activation gradients", "parameters")
         for kind in shown:
-            if last.kind(kind):
+            of = self._latest.get(kind)
+            if of is not None:
                 tag = tags.figure(
                     f"exponents by layer/{kind}",
                     "Rows: layers. Across: magnitudes as powers of two; dark: many. Above: what each format "
                     "holds (pale: as subnormal numbers). What lies outside a band would be lost in that "
                     "format.",
                 )
-                self._writer.image(tag, figures.exponents(last, kind).png(), last.step)
+                self._writer.image(tag, figures.exponents(of, kind).png(), last.step)
         tag = tags.figure("headroom by layer", "Rows: layers. Across: steps. Dark: near overflow.")
         self._writer.image(tag, figures.headroom_map(self._history).png(), last.step)
         tag = tags.figure(
@@ -115,6 +118,7 @@ class HealthRecorder:
         if not snapshot.kind("activations"):
             return  # peaks alone
         self._last = snapshot
+        self._latest |= {kind: snapshot for kind, _ in snapshot.groups}
         self._kept += 1
         if (self._kept - 1) % self._stride == 0:
             kept = {
@@ -127,6 +131,9 @@ class HealthRecorder:
 
     def _scalars(self, snapshot: Snapshot) -> dict[tags.Tag, float]:
         values: dict[tags.Tag, float] = {}
+        if not snapshot.groups:  # peaks alone, of what layers hand on
+            ups = [up for dtype, top in snapshot.peaks.values() if (up := headroom(dtype, top)) is not None]
+            return {tags.headroom("activations"): min(ups)} if ups else values
         for kind in KINDS:
             groups = snapshot.kind(kind)
             tops = snapshot.largest(kind).values()
@@ -179,6 +186,10 @@ class HealthRecorder:
         if not groups:
             return
         counts = sum((s.exponents[1:-1] for s in groups), start=groups[0].exponents[1:-1] * 0)
-        bias = groups[0].bias
-        edges = [float(b - bias) for b in range(1, len(counts) + 2)]
-        self._writer.histogram(tags.exponents(kind), edges, [float(c) for c in counts], snapshot.step)
+        filled = counts.nonzero()[0]
+        if not len(filled):
+            return  # subnormals alone
+        first, last = int(filled[0]), int(filled[-1])
+        low = first + 1 - groups[0].bias
+        edges = [float(low + i) for i in range(last - first + 2)]
+        self._writer.histogram(tags.exponents(kind), edges, counts[first : last + 1].tolist(), snapshot.step)

@@ -3,6 +3,7 @@ formats have it. What a device does is held against this, and this against `ml_d
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def lowest_exponent(of: NumberFormat) -> int:
     return 2 - (1 << (of.exponent_bits - 1))
 
 
+@functools.cache
 def highest_exponent(of: NumberFormat) -> int:
     """The exponent of a format's largest number: 15 for float16."""
     return int(np.frexp(of.max)[1]) - 1

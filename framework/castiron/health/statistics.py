@@ -25,7 +25,7 @@ from castiron.health.rounding import (
 WHAT_IF: tuple[str, ...] = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 """Formats that are always asked about, whatever is in use."""
 
-SAMPLE = 4096
+SAMPLE = 512
 """Elements at most that the noise of rounding is measured on; see `sample`."""
 
 Values = NDArray[Any]

@@ -101,7 +101,7 @@ class NumericHealth(pl.Callback):
                     resumed = trainer.global_step
                 self._recorder = HealthRecorder(folder, writer, resumed_at=resumed)
 
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:

@@ -265,7 +265,7 @@ class GuardSection(Section):
 class HealthSection(Section):
     """What is measured of numerical health, and how often."""
 
-    every: PositiveInt = 50
+    every: PositiveInt = 100
     """Measure every so many steps."""
 
 

@@ -1,4 +1,4 @@
-"""What layers hand on, and the gradient of it, seen by hooks that do nothing between measured steps."""
+"""What layers hand on, and the gradient of it, seen by hooks that are there in measured steps alone."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _NODES = 20_000
 
 
 class Boundaries:
-    """Hooks on the layers of a model, there from the start: a compiled model never calls later ones.
+    """Hooks on the layers of a model, there from `begin` to `end`: between measured steps a model is as it
+    was, and none of its forward passes pays for them.
 
-    In a compiled graph the hooks are not there at all; a measured step runs its forward pass uncompiled.
+    A compiled graph never holds them: a measured step runs its forward pass uncompiled.
 
     Args:
         model: every layer without children is watched, and recurrent and attention layers whole.
@@ -41,19 +42,26 @@ class Boundaries:
         self._recurrent = {n: m for n, m in _layers(model) if isinstance(m, RECURRENT)}
         layers = dict(_layers(model))
         within = {n: m for n, m in model.named_modules() if n not in layers and n}
-        self._handles: list[RemovableHandle] = [
-            m.register_forward_hook(_Seen(self, n)) for n, m in layers.items() if not isinstance(m, _PASSING)
+        self._hooks: list[tuple[nn.Module, _Seen]] = [
+            (m, _Seen(self, n)) for n, m in layers.items() if not isinstance(m, _PASSING)
         ]
-        self._handles += [m.register_forward_hook(_Called(self, n)) for n, m in within.items()]
+        self._calls_of: list[tuple[nn.Module, _Seen]] = [(m, _Called(self, n)) for n, m in within.items()]
+        self._handles: list[RemovableHandle] = []
 
     def begin(self, batch: Batch) -> None:
         """What layers hand on from here on is measured into `batch`."""
+        self.end()
         self.active, self._batch = True, batch
+        hooks = self._hooks if batch.peaks_only else self._hooks + self._calls_of
+        self._handles = [module.register_forward_hook(hook) for module, hook in hooks]
         self._calls, self._levels, self._dead = {}, {}, {}
 
     def end(self) -> None:
         """What layers hand on from here on is not measured; gradients of what they did hand on still are."""
         self.active = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def take_levels(self) -> dict[str, tuple[float, ...]]:
         """Root mean square by time step, of recurrent layers and of layers that were called several times.
@@ -71,23 +79,23 @@ class Boundaries:
         dead, self._dead = self._dead, {}
         return {name: (int(units.sum()), units.numel()) for name, units in dead.items()}
 
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-
-    @torch.no_grad()
     def see(self, name: str, module: nn.Module, output: Any) -> None:
         """A layer hands this on."""
+        assert self._batch is not None
+        if not self._batch.peaks_only:
+            self._see(name, module, output)
+            return
+        for index, tensor in _floats(output):
+            if not tensor.is_sparse and tensor.numel():
+                self._batch.add_peak(("activations", f"{name}[{index}]" if index else name), tensor)
+
+    @torch.no_grad()
+    def _see(self, name: str, module: nn.Module, output: Any) -> None:
         calls = self._calls[name] = self._calls.get(name, 0) + 1
         tensors = [(i, t) for i, t in _floats(output) if t.numel() and not t.is_sparse]
         if not tensors:
             return
         assert self._batch is not None
-        if self._batch.peaks_only:
-            for index, tensor in tensors:
-                self._batch.add(("activations", f"{name}[{index}]" if index else name), [tensor])
-            return
         main = tensors[0][1]
         if name in self._recurrent:
             self._see_state(name, module, output)
@@ -112,7 +120,7 @@ class Boundaries:
         """A module with layers inside hands this on. One that is called again and again in a forward pass
         is a cell: the levels of its states are kept, from the second call on."""
         calls = self._calls[name] = self._calls.get(name, 0) + 1
-        if 1 < calls <= _STEPS and self._batch is not None and not self._batch.peaks_only:
+        if 1 < calls <= _STEPS:
             for index, tensor in _floats(output)[:3]:
                 label = f"{name}[{index}]" if index else name
                 self._levels.setdefault(label, []).append(_rms(tensor).reshape(1))
@@ -207,23 +215,25 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _floats(output: Any) -> list[tuple[int, Tensor]]:
     """The floating-point tensors of an output, numbered in the order in which they stand."""
+    if isinstance(output, Tensor):
+        return [(0, output)] if output.is_floating_point() else []
     found: list[Tensor] = []
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor):
-            if value.is_floating_point():
-                found.append(value)
-        elif isinstance(value, PackedSequence):
-            visit(value.data)
-        elif isinstance(value, tuple | list):
-            for item in value:
-                visit(item)
-        elif isinstance(value, dict):
-            for item in value.values():
-                visit(item)
-
-    visit(output)
+    _visit(output, found)
     return list(enumerate(found))
+
+
+def _visit(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            found.append(value)
+    elif isinstance(value, PackedSequence):
+        _visit(value.data, found)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            _visit(item, found)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _visit(item, found)
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ there as torch's integer operations.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from castiron.formats import number_format
 from castiron.health.rounding import highest_exponent, overflows_from
@@ -45,21 +46,33 @@ class Pending:
     size: int
     vector: Tensor
     """float64: exponents, zeros, nans, largest, smallest, squares; then per format scale, three counts
-    plain, three scaled, signal, noise, scaled signal, scaled noise."""
+    plain, three scaled."""
     formats: tuple[str, ...] = ()
+    scales: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Sample:
+    """Elements that the noise of rounding is measured on, once for all groups of a batch."""
+
+    key: Any
+    values: Tensor
+    """float64 [≤ SAMPLE]"""
+    scales: dict[str, Any]
+    """Best scale by format: a number, or a tensor on the device."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """Collects what is measured in a step; `take` brings all of it to the host at once.
+    """Collects what is measured in a step; `take` and `take_peaks` bring all of it to the host at once.
 
-    With `peaks_only` nothing but the largest magnitudes is measured, which is a tenth of the work.
+    With `peaks_only` nothing but the largest magnitudes is to be measured, which is a tenth of the work.
     """
 
     formats: tuple[str, ...] = ()
     peaks_only: bool = False
-    _peaks: dict[Any, list[Tensor]] = field(default_factory=dict)
-    _dtypes: dict[Any, str] = field(default_factory=dict)
+    _samples: list[_Sample] = field(default_factory=list)
+    _peaks: list[tuple[Any, torch.dtype, Tensor, Tensor]] = field(default_factory=list)
     _done: dict[Any, Statistics] = field(default_factory=dict)
     _pending: dict[Any, Pending] = field(default_factory=dict)
 
@@ -68,23 +81,32 @@ class Batch:
         flat = [t for t in tensors if t.is_floating_point() and t.numel()]
         if not flat:
             return
-        if self.peaks_only:
-            self._peaks.setdefault(key, []).extend(_peak(t) for t in flat)
-            self._dtypes[key] = dtype_name(flat[0].dtype)
-            return
         dtype = dtype_name(flat[0].dtype)
         if flat[0].is_cpu:
-            made = measure_on_cpu(flat, dtype, self.formats)
+            made = measure_on_cpu(flat, dtype, self.formats, noise=False)
+            if made.what_if:
+                scales = {f: w.scale for f, w in made.what_if.items()}
+                self._samples.append(_Sample(key, sampled(flat), scales))
             known = self._done.get(key)
             self._done[key] = made if known is None else merged(known, made)
         else:
-            one = join(flat)
+            name = key
             while key in self._pending:
                 key = (key, "again")
-            self._pending[key] = measure_on_device(one, dtype, self.formats)
+            pending = self._pending[key] = measure_on_device(join(flat), dtype, self.formats)
+            if pending.scales:
+                self._samples.append(_Sample(name, sampled(flat), pending.scales))
+
+    def add_peak(self, key: Any, tensor: Tensor) -> None:
+        """Measure the largest magnitude of a tensor that has elements."""
+        x = tensor.detach()
+        dtype = x.dtype
+        low, high = torch.aminmax(x if dtype.itemsize > 1 else x.float())
+        self._peaks.append((key, dtype, low, high))
 
     def take(self) -> dict[Any, Statistics]:
         """Everything measured so far, and start anew. Waits for the device."""
+        noise = self._noise()
         if self._pending:
             whole = torch.cat([p.vector for p in self._pending.values()]).cpu().numpy()
             position = 0
@@ -97,25 +119,43 @@ class Batch:
                 known = self._done.get(key)
                 self._done[key] = made if known is None else merged(known, made)
         done, self._done, self._pending = self._done, {}, {}
+        for key, ratios in noise.items():
+            done[key] = with_noise(done[key], ratios)
         return done
+
+    def _noise(self) -> dict[Any, dict[str, tuple[float, float]]]:
+        """Signal-to-noise ratios of rounding by group and format, plain and scaled, in decibels."""
+        samples, self._samples = self._samples, []
+        found: dict[Any, dict[str, tuple[float, float]]] = {}
+        for device in dict.fromkeys(s.values.device for s in samples):
+            here = [s for s in samples if s.values.device == device]
+            made = noise_of([s.values for s in here], [s.scales for s in here])
+            for s, ratios in zip(here, made, strict=True):
+                known = found.get(s.key)
+                found[s.key] = (
+                    ratios
+                    if known is None
+                    else {
+                        f: (_least(known[f][0], r[0]), _least(known[f][1], r[1])) for f, r in ratios.items()
+                    }
+                )
+        return found
 
     def take_peaks(self) -> dict[Any, tuple[str, float]]:
         """Formats and largest magnitudes: infinite where an element is not finite. Waits for the device."""
-        peaks, self._peaks = self._peaks, {}
-        if not peaks:
-            return {}
-        highest = torch.stack([torch.stack(tensors).max() for tensors in peaks.values()]).cpu()
-        numbers = highest.nan_to_num(nan=math.inf, posinf=math.inf).tolist()
-        return {key: (self._dtypes[key], n) for key, n in zip(peaks, numbers, strict=True)}
-
-
-@torch.no_grad()
-def _peak(tensor: Tensor) -> Tensor:
-    """Largest magnitude, NaN where there is one. float64, 0-dim, on the device."""
-    x = values_of(tensor)
-    x = x if x.dtype.itemsize > 1 else x.float()
-    low, high = torch.aminmax(x)
-    return torch.maximum(-low, high).double()
+        peaks, self._peaks = self._peaks, []
+        found: dict[Any, tuple[str, float]] = {}
+        for kind in {(p[2].dtype, p[2].device) for p in peaks}:  # one, mostly
+            here = [p for p in peaks if (p[2].dtype, p[2].device) == kind]
+            ends = torch.stack([p[2] for p in here] + [p[3] for p in here]).tolist()
+            for (key, dtype, _, _), low, high in zip(here, ends, ends[len(here) :], strict=False):
+                number = max(-low, high)
+                if number != number or low != low:  # NaN
+                    number = math.inf
+                known = found.get(key)
+                if known is None or number > known[1]:
+                    found[key] = (dtype_name(dtype), number)
+        return found
 
 
 def join(tensors: Sequence[Tensor]) -> Tensor:
@@ -166,8 +206,11 @@ _PLAIN = (np.float32(2.0**-40).view(np.uint32), np.float32(2.0**40).view(np.uint
 
 
 @torch.no_grad()
-def measure_on_cpu(tensors: Sequence[Tensor], dtype: str, formats: Sequence[str] = WHAT_IF) -> Statistics:
-    """The statistics of a group of tensors on a CPU. All of one format."""
+def measure_on_cpu(
+    tensors: Sequence[Tensor], dtype: str, formats: Sequence[str] = WHAT_IF, *, noise: bool = True
+) -> Statistics:
+    """The statistics of a group of tensors on a CPU, all of one format. Without `noise` the ratios of signal
+    to noise are NaN."""
     bits = _FLOAT64 if bins_of(dtype) == 2048 else _FLOAT32
     counts: Tensor | None = None
     zeros = nans = size = 0
@@ -215,19 +258,20 @@ def measure_on_cpu(tensors: Sequence[Tensor], dtype: str, formats: Sequence[str]
         marks = {f: (edges(f), edges(f, scales[f])) for f in formats}
         for mark in {m for pair in marks.values() for three in pair for m in three}:
             wanted[mark] = _at_least(mark, exponents64, chunks, live, bits, top)
-        noise = noise_of(torch.cat([values_of(t).reshape(-1) for t in tensors]), scales)
         for f, (plain, scaled) in marks.items():
-            s, n, ss, sn = noise[f].tolist()
             what_if[f] = from_counts(
                 f,
                 live,
                 scales[f],
                 [wanted[m] for m in plain],
                 [wanted[m] for m in scaled],
-                decibels(s, n),
-                decibels(ss, sn),
+                math.nan,
+                math.nan,
             )
-    return Statistics(dtype, size, exponents64, zeros, nans, top, low, squares, what_if)
+    made = Statistics(dtype, size, exponents64, zeros, nans, top, low, squares, what_if)
+    if noise and what_if:
+        made = with_noise(made, noise_of([sampled(tensors)], [scales])[0])
+    return made
 
 
 def _squares(x: Tensor, finite: np.ndarray, high: Any, bits: _Bits) -> float:
@@ -246,11 +290,7 @@ def _at_least(
     open."""
     if mark > largest:
         return 0
-    with np.errstate(over="ignore", under="ignore"):
-        edge = bits.real(mark)
-        if float(edge) < mark:
-            edge = np.nextafter(edge, bits.real(np.inf))
-    pattern = int(edge.view(bits.kind))
+    pattern = _pattern(mark, bits.bins)
     place = pattern >> bits.fraction
     above = int(exponents[place + 1 : -1].sum())
     if not exponents[place]:
@@ -260,7 +300,18 @@ def _at_least(
     if pattern <= 1:
         return live
     least = bits.kind(pattern)
-    return sum(int(np.count_nonzero((m >= least) & (m < bits.infinity))) for m in chunks)
+    return sum(int(np.count_nonzero(m >= least)) for m in chunks) - int(exponents[-1])
+
+
+@functools.lru_cache(maxsize=4096)
+def _pattern(mark: float, bins: int) -> int:
+    """The bits of the smallest float of a histogram's format that is at least a magnitude."""
+    bits = _FLOAT64 if bins == 2048 else _FLOAT32
+    with np.errstate(over="ignore", under="ignore"):
+        edge = bits.real(mark)
+        if float(edge) < mark:
+            edge = np.nextafter(edge, bits.real(np.inf))
+    return int(edge.view(bits.kind))
 
 
 # --- elsewhere -------------------------------------------------------------------------------------------
@@ -292,9 +343,8 @@ def measure_on_device(tensor: Tensor, dtype: str, formats: Sequence[str] = WHAT_
         figures[4] += magnitude.double().square().sum()
         parts.append(magnitude)
     pieces = [counts, figures]
+    scales = {f: _best_scale(figures[2], f) for f in formats}
     if formats:
-        scales = {f: _best_scale(figures[2], f) for f in formats}
-        noise = noise_of(flat, scales)
         for f in formats:
             plain = torch.tensor(edges(f), dtype=torch.float64, device=device)
             scaled = _scaled_edges(f, scales[f])
@@ -303,24 +353,21 @@ def measure_on_device(tensor: Tensor, dtype: str, formats: Sequence[str] = WHAT_
                 wide = magnitude.double()
                 for i, mark in enumerate((*plain, *scaled)):
                     totals[i] += ((wide >= mark) & (wide > 0)).sum()
-            pieces += [scales[f].reshape(1), totals, noise[f]]
-    return Pending(dtype, flat.numel(), torch.cat(pieces), tuple(formats))
+            pieces += [scales[f].reshape(1), totals]
+    return Pending(dtype, flat.numel(), torch.cat(pieces), tuple(formats), scales)
 
 
 def read(pending: Pending, vector: np.ndarray) -> Statistics:
-    """The statistics in a vector that has come to the host."""
+    """The statistics in a vector that has come to the host, without the noise of rounding."""
     bins = bins_of(pending.dtype)
     counts = vector[:bins].astype(np.int64)
     zeros, nans, largest, smallest, squares = vector[bins : bins + 5].tolist()
     live = pending.size - int(zeros) - int(counts[-1])
     what_if: dict[str, WhatIf] = {}
     for i, f in enumerate(pending.formats):
-        scale, *rest = vector[bins + 5 + 11 * i : bins + 5 + 11 * (i + 1)].tolist()
-        numbers = [int(n) for n in rest[:6]]
-        s, n, ss, sn = rest[6:]
-        what_if[f] = from_counts(
-            f, live, int(scale), numbers[:3], numbers[3:], decibels(s, n), decibels(ss, sn)
-        )
+        scale, *rest = vector[bins + 5 + 7 * i : bins + 5 + 7 * (i + 1)].tolist()
+        numbers = [int(n) for n in rest]
+        what_if[f] = from_counts(f, live, int(scale), numbers[:3], numbers[3:], math.nan, math.nan)
     return Statistics(
         pending.dtype,
         pending.size,
@@ -352,27 +399,64 @@ def _scaled_edges(name: str, scale: Tensor) -> Tensor:
 # --- the noise of rounding ---------------------------------------------------------------------------
 
 
-def noise_of(flat: Tensor, scales: dict[str, Any]) -> dict[str, Tensor]:
-    """Per format: signal and noise of rounding a sample, plain and scaled. float64 [4] each, on the
-    device."""
-    picked = flat[:: max(-(-flat.numel() // SAMPLE), 1)].double()
-    picked = torch.where(picked.isfinite(), picked, 0)
-    found: dict[str, Tensor] = {}
-    for name, k in scales.items():
-        scaled = shifted(picked, torch.as_tensor(k, device=flat.device))
-        found[name] = torch.cat([_noise(picked, name), _noise(scaled, name)])
-    return found
+def sampled(tensors: Sequence[Tensor]) -> Tensor:
+    """`castiron.health.statistics.sample` of the elements of all tensors, one after the other. float64, a
+    copy."""
+    flat = [values_of(t).reshape(-1) for t in tensors]
+    stride = max(-(-sum(t.numel() for t in flat) // SAMPLE), 1)
+    picked: list[Tensor] = []
+    start = 0
+    for t in flat:
+        picked.append(t[start::stride].double())
+        start = (start - t.numel()) % stride
+    found = torch.cat(picked) if len(picked) > 1 else picked[0]
+    return torch.where(found.isfinite(), found, 0)
+
+
+def noise_of(
+    samples: Sequence[Tensor], scales: Sequence[dict[str, Any]]
+) -> list[dict[str, tuple[float, float]]]:
+    """Per sample and format: the ratio of signal to noise in decibels, plain and scaled. All samples of one
+    device, rounded together. Waits for the device."""
+    x = nn.utils.rnn.pad_sequence(list(samples), batch_first=True)  # zeros add nothing
+    names = list(scales[0])
+    ratios: list[Tensor] = []
+    for name in names:
+        ks = [s[name] for s in scales]
+        k = torch.stack(ks) if isinstance(ks[0], Tensor) else torch.tensor(ks, device=x.device)
+        ratios.append(_noise(torch.cat([x, shifted(x, k.unsqueeze(1))]), name))
+    host = torch.stack(ratios).tolist()  # [formats, plain then scaled samples, 2]
+    count = len(samples)
+    return [
+        {f: (decibels(*host[j][i]), decibels(*host[j][count + i])) for j, f in enumerate(names)}
+        for i in range(count)
+    ]
+
+
+def with_noise(of: Statistics, ratios: dict[str, tuple[float, float]]) -> Statistics:
+    """The same statistics with ratios of signal to noise, plain and scaled, in decibels."""
+    made = {
+        f: replace(w, snr_db=ratios[f][0], scaled_snr_db=ratios[f][1]) if f in ratios else w
+        for f, w in of.what_if.items()
+    }
+    return replace(of, what_if=made)
 
 
 def _noise(x: Tensor, name: str) -> Tensor:
-    """Signal and noise of what stays finite, both over the square of the largest. float64 [2]."""
+    """Signal and noise of what stays finite, both over the square of a row's largest: [N, S] → float64
+    [N, 2]."""
     # torch makes the largest number of float8_e4m3fn of all that is larger: what overflows is told beforehand
     x = torch.where(x.abs() < overflows_from(number_format(name)), x, 0)
     difference = x - x.float().to(torch_dtype(name)).double()
     # The largest as 1, by a power of two: squares of what is very small are not lost.
-    power = -torch.frexp(x.abs().amax()).exponent
+    power = -torch.frexp(x.abs().amax(1, keepdim=True)).exponent
     x, difference = shifted(x, power), shifted(difference, power)
-    return torch.stack([torch.dot(x, x), torch.dot(difference, difference)])
+    return torch.stack([x.square().sum(1), difference.square().sum(1)], 1)
+
+
+def _least(p: float, q: float) -> float:
+    """The smaller of two ratios; a NaN is none."""
+    return min((v for v in (p, q) if not math.isnan(v)), default=math.nan)
 
 
 def shifted(x: Tensor, exponent: Tensor) -> Tensor:
@@ -409,18 +493,14 @@ def _merged_what_if(a: Statistics, b: Statistics, name: str) -> WhatIf:
     def mean(p: float, q: float) -> float:
         return (p * a.live + q * b.live) / total if total else 0.0
 
-    def least(p: float, q: float) -> float:
-        known = [v for v in (p, q) if not math.isnan(v)]
-        return min(known, default=math.nan)
-
     return WhatIf(
         name,
         mean(x.overflow, y.overflow),
         mean(x.underflow, y.underflow),
         mean(x.subnormal, y.subnormal),
-        least(x.snr_db, y.snr_db),
+        _least(x.snr_db, y.snr_db),
         min(x.scale, y.scale) if a.live and b.live else (x.scale if a.live else y.scale),
         mean(x.scaled_underflow, y.scaled_underflow),
         mean(x.scaled_subnormal, y.scaled_subnormal),
-        least(x.scaled_snr_db, y.scaled_snr_db),
+        _least(x.scaled_snr_db, y.scaled_snr_db),
     )

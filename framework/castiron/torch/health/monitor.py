@@ -21,12 +21,15 @@ from castiron.torch.health.boundaries import Boundaries, CastWatch
 from castiron.torch.health.measure import Batch
 from castiron.torch.health.steps import StepWatch, state_of
 
+_WHAT_IF_AT = 2
+"""Number of the measurement that first asks what other formats would make of the values."""
+
 
 class HealthMonitor:
     """Measures a training at every n-th step, and says what is wrong before it breaks.
 
-    Make it before the model is compiled and before the first step. Between measured steps it costs a
-    comparison; what it keeps grows with the number of layers, not of parameters.
+    Make it before the model is compiled and before the first step. Between measured steps the model is as it
+    was, and a step costs a comparison; what it keeps grows with the number of layers, not of parameters.
 
     Example:
         >>> health = HealthMonitor(model, optimizer, policy)
@@ -44,11 +47,12 @@ class HealthMonitor:
         model: whose layers are watched, under the names they have in it.
         optimizers: whose state and updates are looked at; `use` says it later.
         policy: its `health` section says how often; its scaling and updates, what advice is about.
-        histograms_every: at every so many measurements everything is measured; at the others the loss
-        scale, and
-            the largest magnitudes that layers hand on.
-        what_if_every: at every so many of those, what other formats would make of the values is measured too;
-            None: at the first, second, third, fifth, ninth … of them.
+        histograms_every: at every so many measurements, from the first on, all that layers hand on, all
+            gradients and updates are measured; at the others the loss scale, and the largest magnitudes
+            that layers hand on.
+        what_if_every: at every so many of those, from the first on, also what changes slowly (parameters,
+            the optimizer's moments), and what other formats would make of the values; None: at the third
+            measurement of all, and at the second, fourth, eighth, sixteenth … of those after the first.
         on_snapshot: called with every `castiron.health.snapshot.Snapshot`.
     """
 
@@ -68,6 +72,7 @@ class HealthMonitor:
         self._on_snapshot = on_snapshot
         self._histograms_every, self._what_if_every = histograms_every, what_if_every
         self._full = False
+        self._all = histograms_every == 1
         self._attempts = 0
         self._boundaries = Boundaries(model)
         self._casts = CastWatch()
@@ -114,8 +119,7 @@ class HealthMonitor:
         self.active = number % self.policy.health.every == 0
         if not self.active:
             return
-        large = self._measured % self._histograms_every == 0
-        self._full = large and self._asks(self._measured // self._histograms_every)
+        large, self._full = self.looks(self._measured)
         self._batch = Batch(WHAT_IF if self._full else (), peaks_only=not large)
         self._boundaries.begin(self._batch)
         self._stance = contextlib.ExitStack()
@@ -152,32 +156,13 @@ class HealthMonitor:
         if not self.active:
             return None
         self._close_forward()
-        updates, moments, changes = self._steps.after() if self._updating else ({}, {}, {})
         peaks = self._batch.take_peaks()
-        rest = Batch(self._batch.formats)
-        if not self._batch.peaks_only:
-            for layer, parameters in self._parameters.items():
-                rest.formats = self._batch.formats
-                rest.add(("parameters", layer), _by_dtype([p for _, p in parameters]))
-                rest.formats = ()
-                rest.add(("first moments", layer), self._state(parameters, "exp_avg"))
-                rest.add(("second moments", layer), self._state(parameters, "exp_avg_sq"))
-        rest.formats = ()
-        for layer, change in changes.items():
-            rest.add(("updates", layer), [change.float()])
-        snapshot = Snapshot(
-            step=self._count,
-            groups={**self._batch.take(), **rest.take()},
-            peaks=peaks,
-            updates=updates,
-            moments=moments,
-            levels=self._boundaries.take_levels(),
-            dead=self._boundaries.take_dead(),
-            casts=self._casts.take(),
-            scaling=self._scaling,
-            held=self._held,
-            full=self._full,
-        )
+        if self._batch.peaks_only:
+            snapshot = Snapshot(
+                self._count, peaks=peaks, casts=self._casts.take(), scaling=self._scaling, held=self._held
+            )
+        else:
+            snapshot = self._everything(peaks)
         self.active = self._updating = False
         self._measured += 1
         self.last = snapshot
@@ -212,15 +197,45 @@ class HealthMonitor:
     def remove(self) -> None:
         """Take the hooks off the model."""
         self.discard()
-        self._boundaries.remove()
+        self._boundaries.end()
 
     # --- details ---------------------------------------------------------------------------------------
 
-    def _asks(self, number: int) -> bool:
-        """Whether this one of the full measurements also asks what other formats would make of the values."""
-        if self._what_if_every is None:
-            return number & (number - 1) == 0
-        return number % self._what_if_every == 0
+    def _everything(self, peaks: dict[Any, tuple[str, float]]) -> Snapshot:
+        updates, moments, changes = self._steps.after() if self._updating else ({}, {}, {})
+        rest = Batch()
+        for layer, parameters in self._parameters.items() if self._full or self._all else ():
+            rest.formats = self._batch.formats
+            rest.add(("parameters", layer), _by_dtype([p for _, p in parameters]))
+            rest.formats = ()
+            rest.add(("first moments", layer), self._state(parameters, "exp_avg"))
+            rest.add(("second moments", layer), self._state(parameters, "exp_avg_sq"))
+        for layer, change in changes.items():
+            rest.add(("updates", layer), [change.float()])
+        return Snapshot(
+            step=self._count,
+            groups={**self._batch.take(), **rest.take()},
+            peaks=peaks,
+            updates=updates,
+            moments=moments,
+            levels=self._boundaries.take_levels(),
+            dead=self._boundaries.take_dead(),
+            casts=self._casts.take(),
+            scaling=self._scaling,
+            held=self._held,
+            full=self._full,
+        )
+
+    def looks(self, number: int) -> tuple[bool, bool]:
+        """Whether a measurement is of everything, and whether it also asks what other formats would make of
+        the values. The first measurements of all do not ask: a short run is not to pay for it."""
+        every = self._histograms_every
+        large = number % every == 0
+        if self._what_if_every is not None:
+            return large, large and number // every % self._what_if_every == 0
+        early = number == _WHAT_IF_AT
+        count = number // every
+        return large or early, early or (large and count > 1 and count & (count - 1) == 0)
 
     def _look_at_scale(self) -> None:
         self._findings += self._advisor.look_at_scale(self._count, self._attempts, self._scaling)
