@@ -51,6 +51,7 @@ def audit_recipe(
         call=call,
         loss=loss,
         optimizer=optimizers or None,
+        shapes=recipe.shapes(),
     )
 
 

@@ -135,6 +135,14 @@ class Recipe:
         """Outputs as `predict` prints them: one JSON-ready mapping per row."""
         return [{"output": row.tolist()} for row in np.asarray(outputs)]
 
+    def shapes(self) -> Mapping[str, str]:
+        """Shapes at the boundaries of layers, which the audit checks: path → `"batch time -> batch 128"`.
+
+        A name is an axis whose length is the same wherever it stands, a number a length, `_` any length,
+        `...` any axes; tensors are parted by commas; the path "" is the model itself.
+        """
+        return {}
+
     # --- optimizer ---------------------------------------------------------------------------------
 
     def optimizer(self, model: Any) -> Any | None:

@@ -32,7 +32,7 @@ def run(code: str, text: str, policy: str, file: str):
     names = {"torch": torch, "F": F, "np": np, "nn": nn}
     names["model"] = model = nn.Module()
     model.head = nn.Linear(8, 4)
-    model.forward = model.head.forward
+    model.forward = types.MethodType(lambda self, x: self.head(x), model)
     arguments = {"loss": lambda outputs, batch: outputs.float().mean()}
     if text.startswith("loss ="):
         if code == "F310":
@@ -50,6 +50,8 @@ def run(code: str, text: str, policy: str, file: str):
         exec(compile(text, file, "exec"), names)  # a file's name: code of nowhere is nobody's
     if "forward" in names:
         model.forward = types.MethodType(names["forward"], model)
+    if "shapes" in names:
+        arguments["shapes"] = names["shapes"]
     if "optimizer" in names:
         arguments["optimizer"] = names["optimizer"]
     return audit(model, torch.randn(16, 8), policy, **arguments)

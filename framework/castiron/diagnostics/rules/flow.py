@@ -352,14 +352,52 @@ RULES: tuple[Rule, ...] = (
         remedy="Audit again: castiron audit CONFIG.",
     ),
     Rule(
+        code="F340",
+        name="shape-not-as-declared",
+        severity="error",
+        what="A layer is given, or hands on, a tensor of another shape than is declared for it.",
+        why="Axes in another order (time before batch, channels last) often run without an error, and the "
+        "model learns from numbers that lie in the wrong places.",
+        remedy="Put the axes in the declared order (transpose, permute), or mend the declaration.",
+        bad="shapes = {'head': 'batch 8 -> batch 3'}  # head gives 4",
+        good="shapes = {'head': 'batch 8 -> batch 4'}",
+    ),
+    Rule(
+        code="F341",
+        name="mean-over-the-wrong-axis",
+        severity="warning",
+        what="A sum over one axis is divided by the length of another.",
+        why="It is no mean: the result is off by the ratio of the two lengths, and may change with the "
+        "batch size.",
+        remedy="Divide by the length of the axis that was summed over, or use mean(dim).",
+        bad="def forward(self, x):\n    h = self.head(x)\n    return h.sum(1) / len(h)",
+        good="def forward(self, x):\n    return self.head(x).mean(1)",
+    ),
+    Rule(
+        code="F342",
+        name="known-bad-in-this-format",
+        severity="warning",
+        what="An operation or an optimizer is known to give wrong numbers in the format that it has here.",
+        why="Adding up by index in 16 bits stops counting, coordinates of 16 bits miss pixels, Adam's eps of "
+        "1e-8 is zero in float16, and its second moment in bfloat16 never falls again.",
+        remedy="Compute it in float32: a layer rule, .float() before it, or `state: float32`.",
+        bad="def forward(self, x):\n    ones = torch.ones(1000, dtype=torch.bfloat16)\n"
+        "    counts = ones.new_zeros(2).index_add(0, torch.zeros(1000, dtype=torch.int64), ones)\n"
+        "    return self.head(x) + counts.sum().float()",
+        good="def forward(self, x):\n    counts = torch.zeros(2).index_add(\n"
+        "        0, torch.zeros(1000, dtype=torch.int64), torch.ones(1000)\n    )\n"
+        "    return self.head(x) + counts.sum()",
+    ),
+    Rule(
         code="F360",
         name="variance-by-difference",
         severity="info",
         what="A variance is computed as the mean of squares less the square of the mean.",
         why="Where the mean is large beside the spread the two are nearly equal, and their leading digits "
-        "cancel: in float32 the deviation of a thousand times 1000.1 comes out as 0.61, that of sixty-four times "
-        "as the root of a negative number.",
-        remedy="Take the mean of squared deviations: x.var(unbiased=False), or (x - x.mean()).square().mean().",
+        "cancel: in float32 the deviation of a thousand times 1000.1 comes out as 0.61, that of sixty-four "
+        "times as the root of a negative number.",
+        remedy="Take the mean of squared deviations: x.var(unbiased=False), or "
+        "(x - x.mean()).square().mean().",
         bad="def forward(self, x):\n    h = self.head(x)\n    return (h * h).mean() - h.mean() ** 2",
         good="def forward(self, x):\n    h = self.head(x)\n    return h.var(unbiased=False)",
     ),

@@ -41,6 +41,7 @@ def audit(
     plan: Plan | None = None,
     root: str = "",
     call: Callable[[nn.Module, Any], Any] | None = None,
+    shapes: Mapping[str, str] | None = None,
     as_is: bool = False,
     device: str | torch.device | None = None,
 ) -> AuditReport:
@@ -61,6 +62,8 @@ def audit(
         plan: the policy resolved already.
         root: path within `model` of the module that the plan is about.
         call: how the model is called: of model and batch. By default by what the batch is.
+        shapes: what goes into layers and comes out of them, by path: `{"lstm": "batch time 8 -> batch time
+            16"}`. A name is an axis whose length is the same everywhere; `""` is the model itself.
         as_is: without castiron's hooks and contexts: what runs where nothing but the model is there.
         device: what to trace for; by default where the model is (a CPU, where it is on meta).
 
@@ -70,6 +73,7 @@ def audit(
     Raises:
         PlanError: the policy does not fit the model.
         pydantic.ValidationError: it is no policy.
+        ValueError: a shape cannot be read.
     """
     started = time.perf_counter()
     declared = plan.policy if plan is not None else PrecisionPolicy.model_validate(policy or "float32")
@@ -77,7 +81,7 @@ def audit(
     if plan is None:
         plan, _ = resolve(declared, describe(target))
     where = torch.device(device) if device is not None else _device(model)
-    step = Step(model, _prepared(batch, declared), loss, root=root, call=call)
+    step = Step(model, _prepared(batch, declared), loss, root=root, call=call, shapes=shapes)
     traced, copy = trace(step, plan, device=where, as_is=as_is)
     context = Context(traced, plan, as_is=as_is, device=where.type)
     found = list(check_trace(context))
@@ -87,6 +91,7 @@ def audit(
             found.append(explained)
     else:
         found.extend(stored.check(context, copy.get_submodule(root) if root else copy))
+    found.extend(traced.of_shapes)
     found.extend(_about_the_trace(traced))
     found.extend(_switches(declared, where))
     names = {id(p): n for n, p in target.named_parameters()}

@@ -82,8 +82,8 @@ REFUSES_MIXED = frozenset((
     "scaled_dot_product_efficient_attention", "scaled_dot_product_cudnn_attention", "huber_loss",
     "binary_cross_entropy", "lerp", "thnn_fused_lstm_cell", "thnn_fused_gru_cell", "cudnn_rnn",
     "grid_sampler_2d", "grid_sampler_3d", "ctc_loss", "prelu", "cdist", "linalg_cross", "heaviside",
-    "complex", "polar", "index_copy", "index_add", "index_reduce", "index_put", "put", "embedding_bag",
-    "embedding_bag_forward_only", "unsafe_masked_index_put_accumulate",
+    "complex", "polar", "index_copy", "index_add", "index_reduce", "index_put", "index_put_accumulate", "put",
+    "embedding_bag", "embedding_bag_forward_only", "unsafe_masked_index_put_accumulate",
 ))  # fmt: skip
 """Operations that want all floating-point operands in one format. (`huber_loss` raises in backward only.)"""
 

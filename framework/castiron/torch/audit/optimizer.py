@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from castiron.diagnostics import Finding, Place, finding
 from castiron.policy import PrecisionPolicy
+from castiron.torch.audit.known import judge_optimizer
 from castiron.torch.dtypes import NARROW, dtype_name, torch_dtype
 from castiron.torch.updates import guard_of, guard_updates
 
@@ -88,6 +89,8 @@ def check(
     expected = torch_dtype(policy.state)
     odd: dict[tuple[str, str], list[str]] = {}
     bare: list[str] = []
+    bad: dict[str, Finding] = {}
+    stochastic = policy.updates.rounding == "stochastic"
     for group in optimizer.param_groups:
         for p in group["params"]:
             for key, dtype in rehearsal.of(p).items():
@@ -95,6 +98,9 @@ def check(
                     odd.setdefault((key, dtype_name(dtype)), []).append(names.get(id(p), "a parameter"))
             if p.dtype in NARROW and p.requires_grad and guard_of(optimizer) is None:
                 bare.append(names.get(id(p), "a parameter"))
+            known = judge_optimizer(optimizer, rehearsal.of(p), group, stochastic=stochastic)
+            bad.update({f.message: f for f in known})
+    yield from bad.values()
     for (key, received), parameters in odd.items():
         yield finding(
             "F313",

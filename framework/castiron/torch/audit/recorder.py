@@ -120,7 +120,7 @@ class Recorder:
 
     def left(self, path: str, output: Any) -> None:
         """A layer handed this on."""
-        tensors = [t for t in _tensors(output) if t.dtype.is_floating_point]
+        tensors = [t for t in tensors_in(output) if t.dtype.is_floating_point]
         if tensors:
             values = tuple(self.value(t) for t in tensors)
             lines = next((v.maker.lines for v in values if v.maker is not None), ())
@@ -139,13 +139,13 @@ class Recorder:
             lines=lines_running(),
             by_user=called_by_user(),
             autocast=torch.get_autocast_dtype(self._device_type) if enabled else None,
-            shapes=tuple(tuple(t.shape) for t in _tensors((args, tuple(kwargs.values())))),
+            shapes=tuple(tuple(t.shape) for t in tensors_in((args, tuple(kwargs.values())))),
         )
         self.trace.calls.append((call, self.module, self.phase))
         try:
             return func(*args, **kwargs)
         except Exception as e:
-            tensors = _tensors((args, tuple(kwargs.values())))
+            tensors = tensors_in((args, tuple(kwargs.values())))
             self.failed(e, tuple(self.value(t).format for t in tensors))
             raise
         finally:
@@ -157,10 +157,10 @@ class Recorder:
         if packet in _SKIPPED:
             results = func(*args, **kwargs)
             if packet in ("detach", "alias"):
-                for t in _tensors(results):
+                for t in tensors_in(results):
                     self._known[id(t)] = (self._reference(t), self.value(args[0]))
             return results
-        arguments = _tensors((args, tuple(kwargs.values())))
+        arguments = tensors_in((args, tuple(kwargs.values())))
         operands = [self.value(t) for t in arguments]
         forward, number = None, torch._C._autograd._get_sequence_nr() - 1
         if self.phase == "backward":
@@ -169,7 +169,7 @@ class Recorder:
         results = func(*args, **kwargs)
         if self._keep and arguments and aten_name(func).rstrip("_") in GIVES_THE_FIRST:
             results = _as_first(results, arguments[0])
-        made = _tensors(results)
+        made = tensors_in(results)
         op = Op(
             index=len(self.trace.ops),
             func=func,
@@ -205,7 +205,7 @@ class Recorder:
         floats = [t for t in made if t.dtype.is_floating_point]
         if not floats or func.is_view or func.overloadpacket.__name__ in _FREE:
             return 0
-        return max(t.numel() for t in (*floats, *(a for a in _tensors(args) if a.dtype.is_floating_point)))
+        return max(t.numel() for t in (*floats, *(a for a in tensors_in(args) if a.dtype.is_floating_point)))
 
     def _remember(self, tensor: Tensor, value: Value) -> Value:
         if self._keep:
@@ -251,22 +251,26 @@ class _Dispatch(TorchDispatchMode):
         return self._recorder.operation(func, args, kwargs or {})
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def tensors_in(tree: Any) -> list[Tensor]:
     """Every tensor in what an operation takes or gives."""
     if isinstance(tree, Tensor):
         return [tree]
     if isinstance(tree, (tuple, list)):
-        return [t for item in tree for t in _tensors(item)]
+        return [t for item in tree for t in tensors_in(item)]
     if isinstance(tree, Mapping):
-        return [t for item in tree.values() for t in _tensors(item)]
+        return [t for item in tree.values() for t in tensors_in(item)]
     if hasattr(tree, "__dataclass_fields__") and not isinstance(tree, type):
-        return [t for name in tree.__dataclass_fields__ for t in _tensors(getattr(tree, name))]
+        return [t for name in tree.__dataclass_fields__ for t in tensors_in(getattr(tree, name))]
     return []
 
 
 def _name(func: Any, args: tuple[Any, ...]) -> str:
     name = aten_name(func)
-    return "conv_transpose" if name == "convolution" and len(args) > 6 and args[6] else name
+    if name == "convolution" and len(args) > 6 and args[6]:
+        return "conv_transpose"
+    if name in ("index_put", "index_put_") and len(args) > 3 and args[3]:
+        return name.replace("put", "put_accumulate")
+    return name
 
 
 def _as_first(results: Any, first: Tensor) -> Any:
@@ -293,7 +297,7 @@ def _formulas() -> Mapping[Any, Any]:
 def _recurrent(name: str, args: Any) -> int:
     """Multiplications and additions of a recurrent layer: 2 per weight, time step and row; twice that in
     backward."""
-    tensors = _tensors(args)
+    tensors = tensors_in(args)
     x, w_in, w_state = tensors[0], tensors[1], tensors[2]
     steps = x.shape[0] * x.shape[1]
     return 2 * steps * (w_in.numel() + w_state.numel()) * (2 if "backward" in name else 1)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from castiron.diagnostics import Finding
 from castiron.torch.dtypes import dtype_name
 from castiron.torch.replay.sources import Line, source
 from castiron.training.audit import OpRecord, Phase, TensorFormat
@@ -171,6 +172,8 @@ class Trace:
     results: tuple[Value, ...] = ()
     """What the model handed on."""
     has_loss: bool = False
+    of_shapes: tuple[Finding, ...] = ()
+    """What was found at the boundaries whose shapes are declared."""
 
     def of(self, *phases: Phase) -> Iterator[Op]:
         return (op for op in self.ops if op.phase in phases)

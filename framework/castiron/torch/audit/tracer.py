@@ -18,6 +18,7 @@ from castiron.torch.audit.errors import translate
 from castiron.torch.audit.fakes import fake_batch, fake_mode, fake_model, real_model
 from castiron.torch.audit.recorder import Recorder
 from castiron.torch.audit.records import Origin, Trace
+from castiron.torch.audit.shapes import Shapes
 from castiron.torch.precision import Precision, apply
 from castiron.torch.trees import map_tensors
 
@@ -36,13 +37,15 @@ class Step:
         loss: of outputs and batch; None where the model gives its loss itself, or has none.
         root: path of the submodule that the plan is about, within `model`.
         call: how the model is called with the batch; by default by what the batch is.
+        shapes: glob on module paths, from `root` on → shapes of what goes in and out.
     """
 
     def __init__(
         self, model: nn.Module, batch: Any, loss: Loss | None = None, *, root: str = "",
-        call: Callable[[nn.Module, Any], Any] | None = None,
+        call: Callable[[nn.Module, Any], Any] | None = None, shapes: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.batch, self.loss, self.root = model, batch, loss, root
+        self.shapes = dict(shapes or {})
         self._call = call
 
     @property
@@ -133,10 +136,17 @@ class _Run:
         self.model.train()
         self._declare(recorder)
         hooks = self._watch_outputs(recorder)
+        shapes = Shapes(self.step.shapes, recorder.trace.batch_size)
         try:
-            with contextlib.suppress(Exception), self._surroundings(), recorder.recording():
+            with (
+                contextlib.suppress(Exception),
+                self._surroundings(),
+                shapes.watching(self.root),
+                recorder.recording(),
+            ):
                 self._step(recorder, precision)
         finally:
+            recorder.trace.of_shapes = tuple(shapes.findings)
             for hook in hooks:
                 hook.remove()
         return recorder.trace

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from castiron.diagnostics import Finding
-from castiron.torch.audit.checks import cancellation, casts, compute, integers, islands, outputs, promotion
+from castiron.torch.audit import known
+from castiron.torch.audit.checks import (
+    axes,
+    cancellation,
+    casts,
+    compute,
+    integers,
+    islands,
+    outputs,
+    promotion,
+)
 from castiron.torch.audit.context import Context
 
 CHECKS = (
@@ -16,6 +26,8 @@ CHECKS = (
     integers.check,
     outputs.check,
     cancellation.check,
+    axes.check,
+    known.check,
 )
 
 
