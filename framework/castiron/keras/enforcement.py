@@ -148,6 +148,8 @@ class Enforcement:
     def _fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("validation_data") is not None:
             kwargs["validation_data"] = self._cast_all(kwargs["validation_data"])
+        if self._held is not None:
+            self._held.pipeline = x if isinstance(x, tf.data.Dataset) else None
         return self._run("fit", x, y, *args, **kwargs)
 
     def _evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:

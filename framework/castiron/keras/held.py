@@ -8,6 +8,7 @@ from typing import Any
 
 from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, finding
 from castiron.keras.replay import ReplayStep, attribute
+from castiron.keras.replay.pipeline import blame_pipeline
 from castiron.keras.transaction import Forward, StepCore
 from castiron.policy import Plan
 from castiron.policy.sections import GuardSection
@@ -41,6 +42,8 @@ class HeldSteps:
         """A folder with what a recipe learned from its data."""
         self.config: str | None = None
         """The run's resolved config, as YAML."""
+        self.pipeline: Any = None
+        """The `tf.data.Dataset` that batches come from: where data are to blame, it is looked into."""
         self.facts: dict[str, Any] = {}
         """What running a step again needs to know beside its tensors; `kind` says what it is of."""
 
@@ -71,6 +74,8 @@ class HeldSteps:
         """
         step = ReplayStep(self._core, forward, batches, verdict, self._core.scaler.get_scale())
         attribution = attribute(step)
+        if attribution.event == "data" and self.pipeline is not None:
+            attribution = blame_pipeline(attribution, self.pipeline)
         decision = self.responses.decide(committed, attribution)
         before = [*([scale] if scale is not None and scale.severity == "error" else []), *decision.findings]
         response = "raise" if before else decision.response

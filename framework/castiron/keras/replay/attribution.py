@@ -195,7 +195,7 @@ class _Replay:
         calls, origins = _ancestry([e for e in ends if e is not None])
         guilty = sorted((c for c in calls if c.evidence is not None), key=lambda c: c.index)
         if origins and not any(c.phase != "backward" for c in guilty):
-            return self._was_there(origins, calls, tail, batch, rows)
+            return self._was_there(origins, calls, tail, batch, rows, recorder.constant)
         if not guilty:
             return self._not_reproduced(), [], True
         call = guilty[0]
@@ -231,7 +231,13 @@ class _Replay:
         )
 
     def _was_there(
-        self, origins: list[Origin], calls: list[Call], tail: list[Link], batch: Any, rows: int | None
+        self,
+        origins: list[Origin],
+        calls: list[Call],
+        tail: list[Link],
+        batch: Any,
+        rows: int | None,
+        constant: Any,
     ) -> tuple[Attribution, list[int] | None, bool]:
         """A bad value was there before the first operation: in the data, a parameter, a buffer."""
         order = ("batch", "parameter", "buffer", "unknown")
@@ -267,6 +273,7 @@ class _Replay:
                     event="inherited",
                     message=f"{op or 'An operation'} was given a constant that is NaN",
                     producer=Producer(op=op, module=first.module if first else None, source=line),
+                    operands=() if constant is None else (statistics("constant", constant),),
                     chain=chain,
                     remedy="It is neither a variable nor of the batch: look where it is made.",
                 ),

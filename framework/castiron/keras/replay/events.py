@@ -32,6 +32,7 @@ POLES = frozenset(
     }
 )  # fmt: skip
 """Operations with points where no finite value, or no finite slope, exists."""
+_POLES_AT_ONE = frozenset({"Acos", "Acosh", "Asin", "Atanh", "Erfinv", "Ndtri"})
 _PRODUCTS = frozenset(
     {
         "Mul", "MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "Conv1D", "Conv2D",
@@ -84,7 +85,8 @@ def backward_event(op: str, incoming: Sequence[Any], outgoing: Sequence[Any], sa
     nan = any(_any(g, np.isnan) for g in outgoing)
     if not nan:
         at_zero = any(_any(t, _is_zero) for t in saved)
-        return "domain" if op in POLES and (at_zero or not saved) else "overflow"
+        at_pole = at_zero or op in _POLES_AT_ONE or not saved
+        return "domain" if op in POLES and at_pole else "overflow"
     if op in _PRODUCTS or op == "Pow":
         return "zero-times-inf"
     if any(_any(t, np.isinf) for t in saved):

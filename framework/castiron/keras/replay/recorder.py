@@ -70,6 +70,7 @@ class Call:
     module: str | None
     lines: tuple[Line, ...]
     time_index: int | None = None
+    """Time step of a recurrent layer, or turn of a loop, from 0; None where nothing came round."""
     parents: list[Call | Origin] = field(default_factory=list)
     """What its bad operands came from."""
     evidence: Evidence | None = None
@@ -105,6 +106,8 @@ class Recorder:
         self._xla = xla
         self._layers = {id(layer): (path, layer) for path, layer in reversed(list(walk(model)))}
         self.rows = rows
+        self.constant: Any = None
+        """The first constant that was NaN."""
         self._values: dict[int, _Value] = {}
         self._handles: dict[int, _Value] = {}
         self._handle_names: dict[int, str] = {}
@@ -122,6 +125,7 @@ class Recorder:
         self._stack: list[str] = []
         self._counts: dict[str, int] = {}
         self._steps: list[int | None] = []
+        self._turns: dict[tuple[str, str | None, int], int] = {}
         self._number = 0
         self._inside = 0
         self._model_done = False
@@ -211,7 +215,7 @@ class Recorder:
 
     def _convict(self, call: Call, event: Event, operands: list[Any], results: list[Any]) -> None:
         shown = [
-            (self._names.get(t._id) or (_NAMES[i] if i < len(_NAMES) else str(i)), t)
+            (self._name_of(t, i), t)
             for i, t in enumerate(operands)
             if hasattr(t, "_id") and t.dtype != tf.resource and t.dtype != tf.variant
         ]
@@ -223,6 +227,14 @@ class Recorder:
             ),
             self._rows_of(results),
         )
+
+    def _name_of(self, tensor: Any, i: int) -> str:
+        """The field of the batch, or which operand it is and what made it."""
+        if field := self._names.get(tensor._id):
+            return field
+        name = _NAMES[i] if i < len(_NAMES) else str(i)
+        made = self._made.get(tensor._id)
+        return name if made is None else f"{name} ({made.op})"
 
     def _rows_of(self, results: list[Any]) -> list[int] | None:
         for tensor in results if self.rows is not None else ():
@@ -243,6 +255,8 @@ class Recorder:
         if state is State.GOOD or tensor._id in self._made:
             return _Value(state, self._made.get(tensor._id))
         # A constant. Infinity was put there on purpose; NaN is nobody's purpose.
+        if state is State.BAD and self.constant is None:
+            self.constant = tensor
         return _Value(state, Origin("unknown", "a constant"))
 
     def _assigned(self, op: str, inputs: list[Any]) -> None:
@@ -258,13 +272,16 @@ class Recorder:
     def _call(self, op: str) -> Call:
         self._number += 1
         module = self._stack[-1] if self._stack else None
+        lines, place = lines_running(3)
+        turn = self._turns[op, module, place] = self._turns.get((op, module, place), -1) + 1
+        step = next((s for s in reversed(self._steps) if s is not None), turn or None)
         return Call(
             self._number,
             op,
             self._phase(module),
             module,
-            lines_running(3),
-            next((s for s in reversed(self._steps) if s is not None), None),
+            lines,
+            step,
         )
 
     def _phase(self, module: str | None) -> Phase:

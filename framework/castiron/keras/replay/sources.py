@@ -17,11 +17,14 @@ _STANDARD = sysconfig.get_path("stdlib")
 _known: dict[str, bool] = {}
 
 
-def lines_running(skip: int = 1) -> tuple[Line, ...]:
-    """Lines of the user's code that are running, innermost first."""
+def lines_running(skip: int = 1) -> tuple[tuple[Line, ...], int]:
+    """Lines of the user's code that are running, innermost first; and a mark of the place in all code that
+    runs, which comes again where a loop comes round."""
     found = []
+    place = []
     frame: FrameType | None = sys._getframe(skip)
     while frame is not None:
+        place.append((frame.f_code, frame.f_lasti))
         file = frame.f_code.co_filename
         users = _known.get(file)
         if users is None:
@@ -29,7 +32,7 @@ def lines_running(skip: int = 1) -> tuple[Line, ...]:
         if users:
             found.append((file, frame.f_lineno))
         frame = frame.f_back
-    return tuple(found)
+    return tuple(found), hash(tuple(place))
 
 
 def source(lines: tuple[Line, ...]) -> Source | None:
