@@ -45,9 +45,9 @@ class KerasBackend:
         return session.predict(job, inputs)
 
     def audit(self, job: Job) -> AuditReport:
-        from castiron.keras.auditing import audit_recipe
+        from castiron.keras import session
 
-        return audit_recipe(job)
+        return session.audit(job)
 
     def audit_model(self, model: Any, inputs: Sequence[str], policy: PrecisionPolicy) -> AuditReport:
         from castiron.keras.auditing import audit_model

@@ -12,6 +12,7 @@ from typing import Any
 from castiron.diagnostics import NumericIncident
 from castiron.health.writer import EventWriter
 from castiron.keras import checkpoints
+from castiron.keras.auditing import audit_before_training
 from castiron.keras.held import HeldSteps
 from castiron.keras.loaders import TensorLoader
 from castiron.keras.module import RecipeModel
@@ -76,6 +77,7 @@ class TrainingRun:
         recorder.open({split: data.report for split, data in self._prepared.datasets.items()})
         if state:
             self._resume(state)
+        audit_before_training(job, module, self._train)
         recorder.begin(state.get("step", 0), state.get("batches_done", 0))
         status: Status = "completed"
         failure: NumericIncident | None = None

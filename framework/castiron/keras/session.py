@@ -11,12 +11,14 @@ import tensorflow as tf
 
 from castiron.diagnostics import ConfigError, Place, finding
 from castiron.keras import checkpoints
+from castiron.keras.auditing import audit_module, first_batch
 from castiron.keras.capability import resolve_device
 from castiron.keras.determinism import deterministic_operations, seed_everything, set_threads
 from castiron.keras.loaders import TensorLoader
 from castiron.keras.module import RecipeModel
 from castiron.keras.run import TrainingRun
 from castiron.keras.switches import matmul_switches
+from castiron.training.audit import AuditReport
 from castiron.training.backend import Job, Outcome, Preview, Reporter, Silent, Split
 from castiron.training.config import RunConfig
 from castiron.training.preparation import make_batches, prepare
@@ -38,6 +40,15 @@ def preview(job: Job) -> Preview:
         steps=total_steps(config, batches),
         findings=tuple(module.findings),
     )
+
+
+def audit(job: Job) -> AuditReport:
+    with session(job.config, job.reporter):
+        prepared = prepare(job, ("train",))
+        module = RecipeModel(prepared.recipe)
+        module.prepare_training(1)
+        loader = TensorLoader(prepared.batches["train"], module.policy, module.schema)
+        return audit_module(module, first_batch(loader))
 
 
 def fit(job: Job) -> Outcome:

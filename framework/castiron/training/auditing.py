@@ -15,6 +15,7 @@ from castiron.training.config_file import LoadedConfig
 from castiron.training.run_directory import RunDirectory
 
 _WINGS = {"torch": "castiron.torch.audit", "keras": "castiron.keras.audit"}
+_BACKENDS = {"torch": "torch", "keras": "tensorflow"}
 
 
 def audit(model: Any, batch: Any, policy: Any = None, **arguments: Any) -> AuditReport:
@@ -66,7 +67,9 @@ def audit_function(build: Callable[[], Any], inputs: Sequence[str], policy: Prec
     Raises:
         CastironError: the inputs cannot be read, or the policy does not fit the model.
     """
-    report: AuditReport = _able("torch", "audit_model").audit_model(build(), inputs, policy)
+    model = build()
+    backend = _able(_BACKENDS[_framework(model)], "audit_model")
+    report: AuditReport = backend.audit_model(model, inputs, policy)
     return report
 
 
@@ -130,10 +133,14 @@ def load_function(target: str) -> Callable[[], Any]:
 
 
 def _wing(model: Any) -> Any:
+    return importlib.import_module(_WINGS[_framework(model)])
+
+
+def _framework(model: Any) -> str:
     for cls in type(model).__mro__:
-        framework = cls.__module__.partition(".")[0]
+        framework: str = cls.__module__.partition(".")[0]
         if framework in _WINGS:
-            return importlib.import_module(_WINGS[framework])
+            return framework
     raise TypeError(f"Expected a torch.nn.Module or a keras.Model. Received {type(model).__qualname__}.")
 
 

@@ -1,4 +1,4 @@
-"""The audit of a Keras model: its training, evaluation and inference steps, read as graphs."""
+"""The audit of a Keras model: its training step and its evaluation, read as graphs."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def audit(
     as_is: bool = False,
     applied: bool = False,
 ) -> AuditReport:
-    """Trace the training, evaluation and inference steps of a model into graphs, run none of them, and hold
-    every operation against the policy.
+    """Trace the training step of a model and its evaluation into graphs, run neither, and hold every
+    operation against the policy.
 
     The model is left as it is: the plan is applied for the time of the trace, as `enforce` would.
 
@@ -135,7 +135,7 @@ def _training(traced: Traced) -> Trace:
 
 
 def _of_steps(traced: Traced, plan: Plan, model: Any, as_is: bool) -> list[Finding]:
-    """What the steps have to say; what evaluation and inference do as training does is said once."""
+    """What the steps have to say; what evaluation does as training does is said once."""
     layers = dict(walk(model))
     found: list[Finding] = []
     seen: set[Any] = set()

@@ -146,7 +146,7 @@ class Trace:
     """What the model gave."""
     loss: Value | None = None
     batch_size: int | None = None
-    step: Literal["training", "evaluation", "inference"] = "training"
+    step: Literal["training", "evaluation"] = "training"
 
     def of(self, *phases: Phase) -> Iterator[Op]:
         """Operations of these phases, in order."""

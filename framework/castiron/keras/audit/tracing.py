@@ -1,4 +1,5 @@
-"""The training, evaluation and inference steps of a model as graphs: traced, never run."""
+"""The training step and the evaluation step of a model as graphs: traced, never run. Inference is the
+evaluation step without its loss."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from castiron.keras.audit.records import Origin, Trace
 from castiron.keras.audit.scopes import Scopes
 from castiron.keras.modules import own_variables, variables, walk
 
-Step = Literal["training", "evaluation", "inference"]
+Step = Literal["training", "evaluation"]
 ModelCall = Callable[[Any, Any, bool], Any]
 """(model, batch, training) → outputs."""
 Loss = Callable[[Any, Any], Any]
@@ -42,10 +43,10 @@ def trace(model: Any, batch: Any, loss: Loss | None, call: ModelCall) -> Traced:
     leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(batch)]
     names = batch_names(batch)
     origins = _origins(model)
-    for step in ("training", "evaluation", "inference"):
+    for step in _STEPS:
         scopes = Scopes(model)
         built: dict[str, Any] = {}
-        graph_of = _STEPS[step](model, batch, loss, call, scopes, built)
+        graph_of = _STEPS[step](model, batch, loss, call, built)
         try:
             with _whole_tracebacks(), scopes.open(), np.errstate(all="ignore"):
                 specs = [
@@ -97,9 +98,7 @@ def _path(path: Any) -> str:
 # --- steps ---------------------------------------------------------------------------------------------
 
 
-def _training(
-    model: Any, batch: Any, loss: Loss | None, call: ModelCall, scopes: Scopes, built: dict[str, Any]
-) -> Any:
+def _training(model: Any, batch: Any, loss: Loss | None, call: ModelCall, built: dict[str, Any]) -> Any:
     def training_step(*leaves: Any) -> list[Any]:
         given = tf.nest.pack_sequence_as(batch, leaves)
         values = [v._value for v in model.trainable_variables]
@@ -118,9 +117,7 @@ def _training(
     return training_step
 
 
-def _evaluation(
-    model: Any, batch: Any, loss: Loss | None, call: ModelCall, scopes: Scopes, built: dict[str, Any]
-) -> Any:
+def _evaluation(model: Any, batch: Any, loss: Loss | None, call: ModelCall, built: dict[str, Any]) -> Any:
     def evaluation_step(*leaves: Any) -> list[Any]:
         given = tf.nest.pack_sequence_as(batch, leaves)
         outputs = call(model, given, False)
@@ -133,17 +130,7 @@ def _evaluation(
     return evaluation_step
 
 
-def _inference(
-    model: Any, batch: Any, loss: Loss | None, call: ModelCall, scopes: Scopes, built: dict[str, Any]
-) -> Any:
-    return _evaluation(model, batch, None, call, scopes, built)
-
-
-_STEPS: dict[Step, Callable[..., Any]] = {
-    "training": _training,
-    "evaluation": _evaluation,
-    "inference": _inference,
-}
+_STEPS: dict[Step, Callable[..., Any]] = {"training": _training, "evaluation": _evaluation}
 
 
 # --- parts ---------------------------------------------------------------------------------------------
