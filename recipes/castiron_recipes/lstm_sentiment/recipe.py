@@ -140,6 +140,13 @@ class LSTMSentiment(Recipe):
     def inputs(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
         return batch["text"], batch["text_length"]
 
+    def shapes(self) -> Mapping[str, str]:
+        return {
+            "": f"batch time, batch -> batch {self.classes}",
+            "embedding": "batch time -> batch time feature",
+            "lstm": "batch time feature, batch -> batch time _",
+        }
+
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
         if self.run.backend == "tensorflow":
             import tensorflow as tf
