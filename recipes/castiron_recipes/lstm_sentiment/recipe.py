@@ -143,8 +143,7 @@ class LSTMSentiment(Recipe):
     def shapes(self) -> Mapping[str, str]:
         return {
             "": f"batch time, batch -> batch {self.classes}",
-            "embedding": "batch time -> batch time feature",
-            "lstm": "batch time feature, batch -> batch time _",
+            "lstm": "batch time _, batch -> batch time _",
         }
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:

@@ -46,7 +46,9 @@ class Shapes:
                         place=Place(module=glob),
                         expected="the path of a layer, or a glob",
                         received=f"'{glob}'",
-                        remedy="castiron train CONFIG --dry-run shows the paths of all layers.",
+                        remedy="castiron train CONFIG --dry-run shows the paths of all layers. A recipe with "
+                        "a model of its own says its shapes itself.",
+                        severity="warning",
                     )
                 )
             self._waiting.update(dict.fromkeys(path for path, _ in found))
@@ -56,8 +58,15 @@ class Shapes:
         try:
             yield
             for path in self._waiting:
-                self._tell(
-                    path, "shapes are declared for a layer that did not run", "a layer that runs", "none"
+                self.findings.append(
+                    finding(
+                        "F340",
+                        "shapes are declared for a layer that did not run",
+                        place=Place(module=path, phase="forward"),
+                        expected="a layer that runs in a training step",
+                        received="none of its calls",
+                        severity="warning",
+                    )
                 )
         finally:
             for hook in hooks:
