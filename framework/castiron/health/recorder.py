@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from castiron.diagnostics import Finding
+from castiron.diagnostics import Finding, Place
 from castiron.health import drawing, figures, tags
 from castiron.health.dynamics import growth
 from castiron.health.snapshot import KINDS, Kind, Snapshot, headroom
@@ -17,10 +18,26 @@ from castiron.health.statistics import WHAT_IF
 from castiron.health.table import HealthTable
 from castiron.health.writer import EventWriter
 
+ADVICE = "health.jsonl"
+"""What was said in a run: a finding a line, with the step `at` which."""
 _CURVES = 16
 """Layers with curves of their own, at most; the table holds all."""
 _HISTORY = 240
 """Snapshots that heatmaps are drawn from, at most: every second is dropped when there are more."""
+
+
+def read_advice(folder: str | Path) -> list[tuple[int, Finding]]:
+    """What was said in a run, with the step; a torn last line is passed over."""
+    path = Path(folder) / ADVICE
+    found: list[tuple[int, Finding]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+            step = int(record.pop("at"))
+            found.append((step, Finding(**{**record, "place": Place(**record.get("place", {}))})))
+        except (ValueError, TypeError, KeyError):
+            continue
+    return found
 
 
 class HealthRecorder:
@@ -46,7 +63,9 @@ class HealthRecorder:
         self._curves: dict[str, list[str]] = {}
         self._latest: dict[Kind, Snapshot] = {}
         self._last: Snapshot | None = None
-        self._findings: list[Finding] = []
+        self._advice = Path(folder) / ADVICE
+        if resumed_at is None:
+            self._advice.unlink(missing_ok=True)
 
     def add(self, snapshot: Snapshot) -> None:
         """One more snapshot."""
@@ -63,10 +82,14 @@ class HealthRecorder:
             self.draw()
 
     def say(self, findings: Sequence[Finding], step: int) -> None:
-        """Advice, at the step it is given."""
-        if self._writer is None or not findings:
+        """Advice, at the step it is given: in `health.jsonl`, and for TensorBoard."""
+        if not findings:
             return
-        self._findings += findings
+        with open(self._advice, "a", encoding="utf-8") as file:
+            for f in findings:
+                file.write(json.dumps({"at": step, **f.as_dict()}, default=str) + "\n")
+        if self._writer is None:
+            return
         self._writer.text(
             tags.advice(),
             "\n".join(f"- **{f.severity} {f.code}** {f.sentence()} *{f.remedy}*" for f in findings),

@@ -1,0 +1,43 @@
+"""`castiron report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or RECIPE/NAME.")],
+    html: Annotated[bool, typer.Option("--html", help="Write one page, to be opened anywhere.")] = False,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Print it (the default).")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where the page goes [RUN/report.html]."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
+) -> None:
+    """Tell a run: verdict, plan, data, audit, curves, numerical health, incidents, environment.
+
+    \b
+    castiron report lstm-sentiment/first
+    castiron report lstm-sentiment/first --html       one self-contained page, opens offline
+    """
+    from castiron.cli import console
+    from castiron.training.run_directory import RunDirectory
+    from castiron.training.run_report import as_text, gather
+
+    found = RunDirectory.open(run, runs)
+    told = gather(found)
+    if terminal or not (html or output):
+        console.say(as_text(told).rstrip("\n"))
+    if html or output:
+        from castiron.data.files import written_atomically
+        from castiron.training.report_page import as_html
+        from castiron.training.run_directory import written
+
+        page = output or found.path / "report.html"
+        with written(page), written_atomically(page) as file:
+            file.write(as_html(told).encode("utf-8"))
+        console.say(f"{page}")
