@@ -1,0 +1,1 @@
+"""Numerical health of a training step in TensorFlow, measured in the step's own graph."""
