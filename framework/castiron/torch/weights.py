@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -120,11 +120,11 @@ def read_tensors(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         ManifestError: it asks for code to be run (C617), or is no checkpoint or damaged (C601).
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except UnpicklingError as e:
-        raise code_inside(path, e) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's on what it is about to refuse
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as e:  # whatever torch's reader meets in bytes that are no checkpoint
-        raise damaged(path, first_line(e)) from None
+        raise code_inside(path, e) from None
     if not isinstance(found, dict):
         raise damaged(path, f"it holds a {type(found).__name__}, and no checkpoint")
     return found

@@ -31,6 +31,7 @@ _MOST_RECORD = 256 << 20
 """Bytes of a manifest; a larger one was not written here."""
 _END = b"PK\x05\x06"
 _END_BYTES = 22
+_PICKLE = b"\x80"
 
 
 @contextmanager
@@ -98,7 +99,10 @@ def damage(path: Path) -> str | None:
         if size == 0:
             return "it is empty"
         file.seek(0)
-        if file.read(4) != b"PK\x03\x04":
+        head = file.read(4)
+        if head[:1] == _PICKLE:  # torch's form before 1.6, which nobody seals
+            return None
+        if head != b"PK\x03\x04":
             return "its beginning is not that of a checkpoint"
         file.seek(max(0, size - _SEAL))
         tail = file.read()
@@ -161,6 +165,9 @@ def read_record(path: Path) -> bytes | None:
         ManifestError: the file is no archive, or the record cannot be read (C601).
         OSError: it cannot be read.
     """
+    with open(path, "rb") as file:
+        if file.read(1) == _PICKLE:
+            return None
     try:
         with zipfile.ZipFile(path) as archive:
             name = _record_name(archive)

@@ -184,16 +184,27 @@ def read(data: bytes) -> Any:
 
 
 def globals_of(data: bytes) -> list[str]:
-    """Every global that a pickle names, in order, each once.
+    """Every global that a pickle names, and those right after it in the same bytes, in order, each once.
 
     Raises:
         Unreadable: it is no pickle.
     """
     found: dict[str, None] = {}
+    stream = io.BytesIO(data)
+    _collect(stream, found)
+    while stream.tell() < len(data):
+        try:
+            _collect(stream, found)
+        except Unreadable:  # what follows the pickles is no pickle: tensors
+            break
+    return list(found)
+
+
+def _collect(stream: IO[bytes], found: dict[str, None]) -> None:
     strings: list[str] = []
     memo: dict[int, str] = {}
     try:
-        for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
+        for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
             if count > _MOST_OPERATIONS:
                 raise Unreadable("it is too long")
             if operation.name in ("GLOBAL", "INST"):
@@ -214,7 +225,6 @@ def globals_of(data: bytes) -> list[str]:
         raise
     except Exception as e:  # pickletools on arbitrary bytes
         raise Unreadable(f"{type(e).__name__}: {e}") from None
-    return list(found)
 
 
 def is_safe(name: str) -> bool:
