@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from castiron.torch.audit.kernels import PROMOTES, refused
+from castiron.torch.audit.kernels import PROMOTES, no_lstm, refused
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -105,3 +105,11 @@ def test_what_promotes_does_so():
     assert set(runs) <= PROMOTES
     for name, run in runs.items():
         assert run().dtype is torch.float64, name
+
+
+def test_asking_for_an_lstm_leaves_random_numbers_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    no_lstm.cache_clear()
+    no_lstm(torch.bfloat16, "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
