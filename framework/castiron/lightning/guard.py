@@ -80,6 +80,8 @@ class NumericGuard(pl.Callback):
         self.incidents: list[Path] = []
         """Folders of this process's incidents."""
         self.on_incident: list[OnIncident] = []
+        self.gradient_norm: Tensor | None = None
+        """The norm over all gradients at hand, where somebody took it already: they are not read again."""
         self.on_promotion: list[Callable[[Plan], None]] = []
         """Called with the plan in force after a layer was promoted."""
         self._responses: Responses | None = None
@@ -151,7 +153,7 @@ class NumericGuard(pl.Callback):
         if not self._active or self._replaying:
             return
         if self._verdict is None:
-            self._guard.see_gradients()
+            self._guard.see_gradients(self.gradient_norm)
             # The first step makes the optimizer's state, and shows which modules hand on -inf on purpose.
             if self._late and self._begun:
                 flag = agreed_flag(trainer, self._guard.flag(COMPUTED))

@@ -19,9 +19,12 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor
 from torch.optim import Optimizer
 
+from castiron.lightning.guard import NumericGuard, guard_of
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.precision import PrecisionPlugin
 from castiron.lightning.profiling import NoProfiler
+from castiron.torch.clipping import clip_by_norm, gradient_norm
+from castiron.torch.dtypes import torch_dtype
 
 _OF_A_STEP = (
     "on_train_batch_start",
@@ -56,6 +59,7 @@ class StepLoop(_TrainingEpochLoop):
         plugin = trainer.precision_plugin
         if isinstance(plugin, PrecisionPlugin):
             plugin.before_step = self._before_step if self._lean else None
+        self._guard = _guard_that_shares(trainer) if self._lean else None
         if self._lean:  # a profiler's stations around the next batch
             data_fetcher._start_profiler = data_fetcher._stop_profiler = _nothing
 
@@ -114,8 +118,17 @@ class StepLoop(_TrainingEpochLoop):
 
     def _before_step(self, optimizer: Optimizer) -> None:
         """Between backward and the optimizer's step."""
+        trainer, guard = self.trainer, self._guard
+        if guard is not None:  # one norm serves it and clipping
+            plugin = trainer.precision_plugin
+            assert isinstance(plugin, PrecisionPlugin)
+            dtype = torch_dtype(plugin.policy.accumulate)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            guard.gradient_norm = gradient_norm(parameters, dtype)
+            self._tell("on_before_optimizer_step", optimizer)
+            clip_by_norm(parameters, float(trainer.gradient_clip_val or 0), dtype, guard.gradient_norm)
+            return
         self._tell("on_before_optimizer_step", optimizer)
-        trainer = self.trainer
         if trainer.gradient_clip_val:
             how = trainer.gradient_clip_algorithm or GradClipAlgorithmType.NORM
             trainer.precision_plugin.clip_gradients(optimizer, trainer.gradient_clip_val, how)
@@ -143,6 +156,22 @@ def serves(trainer: pl.Trainer) -> bool:
         and len(trainer.optimizers) == 1
         and all(getattr(type(module), name) is getattr(pl.LightningModule, name) for name in _OF_A_MODULE)
     )
+
+
+def _guard_that_shares(trainer: pl.Trainer) -> NumericGuard | None:
+    """The guard, where the norm that gradients are clipped by tells it what it asks of them: on a CPU, over
+    all parameters, with nobody between the two who might change a gradient."""
+    module = trainer.lightning_module
+    trained = {p for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    listeners = _listeners(trainer, "on_before_optimizer_step")
+    shares = (
+        trainer.gradient_clip_val
+        and trainer.gradient_clip_algorithm in (None, GradClipAlgorithmType.NORM)
+        and trainer.strategy.root_device.type == "cpu"
+        and all(p in trained for p in module.parameters() if p.requires_grad)
+        and all(listener.__module__.startswith("castiron.") for listener in listeners)
+    )
+    return guard_of(trainer) if shares else None
 
 
 def _listeners(trainer: pl.Trainer, hook: str) -> list[Callable[..., Any]]:

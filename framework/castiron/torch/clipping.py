@@ -22,7 +22,10 @@ def gradient_norm(parameters: Iterable[torch.Tensor], dtype: torch.dtype = torch
 
 @torch.no_grad()
 def clip_by_norm(
-    parameters: Iterable[torch.Tensor], max_norm: float, dtype: torch.dtype = torch.float32
+    parameters: Iterable[torch.Tensor],
+    max_norm: float,
+    dtype: torch.dtype = torch.float32,
+    norm: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Scale all gradients down, in place, so that their global norm is at most `max_norm`.
 
@@ -33,6 +36,7 @@ def clip_by_norm(
         parameters: those whose gradients are clipped together; without a gradient they do not count.
         max_norm: the largest norm, above 0.
         dtype: float32 or float64, the policy's accumulate dtype.
+        norm: what `gradient_norm` gave for these gradients as they are; None: taken here.
 
     Returns:
         The norm before clipping, a 0-dim tensor of `dtype`.
@@ -43,7 +47,7 @@ def clip_by_norm(
     if not max_norm > 0:
         raise ValueError(f"Expected max_norm above 0. Received {max_norm}.")
     gradients = _gradients(parameters)
-    norm = _norm(gradients, dtype)
+    norm = _norm(gradients, dtype) if norm is None else norm
     if norm.device.type == "cpu":  # to look costs nothing here, and most steps need no clipping
         value = norm.item()
         if math.isfinite(value) and value + 1e-6 > max_norm:

@@ -74,6 +74,7 @@ class StepGuard:
         self._activations = ActivationWatch(module) if "activations" in self._watch else None
         self._losses: list[Tensor] = []
         self._gradients_seen = False
+        self._gradients_good = False
 
     @property
     def watch(self) -> frozenset[GuardTarget]:
@@ -83,7 +84,7 @@ class StepGuard:
     def begin(self) -> None:
         """A new step."""
         self._losses.clear()
-        self._gradients_seen = False
+        self._gradients_seen = self._gradients_good = False
         if self._activations is not None:
             self._activations.begin()
 
@@ -101,9 +102,15 @@ class StepGuard:
         """The loss of one more micro-batch, before it is scaled."""
         self._losses.append(loss.detach())
 
-    def see_gradients(self) -> None:
-        """All gradients are there, unscaled and not clipped."""
+    def see_gradients(self, norm: Tensor | None = None) -> None:
+        """All gradients are there, unscaled and not clipped.
+
+        Args:
+            norm: that over all of them (`clipping.gradient_norm`), where it was taken already and lies on a
+                CPU: where it is finite so is each of them, and they are not read again.
+        """
         self._gradients_seen = True
+        self._gradients_good = norm is not None and norm.is_cpu and math.isfinite(norm.item())
 
     def flag(self, targets: Collection[GuardTarget] | None = None) -> Tensor:
         """1.0 where the step is bad, else 0.0: float32, 0-dim, on the device. Waits for nothing.
@@ -147,7 +154,7 @@ class StepGuard:
         found: dict[str, dict[str, Tensor]] = {}
         if "loss" in watch:
             found["loss"] = {f"micro-batch {i}": loss for i, loss in enumerate(self._losses)}
-        if "gradients" in watch and self._gradients_seen:
+        if "gradients" in watch and self._gradients_seen and not self._gradients_good:
             found["gradients"] = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         if "buffers" in watch:
             found["buffers"] = self._buffers

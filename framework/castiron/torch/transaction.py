@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from castiron.diagnostics import Finding
 from castiron.policy import Plan, PrecisionPolicy, resolve
 from castiron.torch.capability import device_capability
-from castiron.torch.clipping import clip_by_norm
+from castiron.torch.clipping import clip_by_norm, gradient_norm
 from castiron.torch.dtypes import torch_dtype
 from castiron.torch.guard import COMPUTED, UPDATED, StepGuard, Verdict
 from castiron.torch.held import HeldSteps, Origin, check_response, is_expected
@@ -213,6 +213,8 @@ class Transaction:
         self._pending: _Attempt | None = None
         self._tried = 0
         self._checked_loss = False
+        self._norm: Tensor | None = None
+        """Of the gradients at hand, where it was taken already."""
         self.committed = 0
         """Steps that were applied, as far as is known."""
         self.overflows = 0
@@ -329,7 +331,15 @@ class Transaction:
         if len(attempt.turns) > 1:  # what this loss says of other optimizers' parameters is of no use
             drop_gradients([o for o in self._optimizers if o not in turn.optimizers])
         self._scaler.unscale_(*turn.optimizers)
-        self._guard.see_gradients()
+        self._norm = None
+        if (
+            self._clip_norm is not None
+            and self._device.type == "cpu"
+            and not self._strays
+            and len(attempt.turns) == 1
+        ):
+            self._norm = gradient_norm(_parameters(turn), torch_dtype(self._policy.accumulate))
+        self._guard.see_gradients(self._norm)
         mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         attempt.outcome.losses += (mean,)
 
@@ -489,8 +499,8 @@ class Transaction:
 
     def _clip(self, turn: _Turn) -> None:
         if self._clip_norm is not None:
-            parameters = [p for o in turn.optimizers for group in o.param_groups for p in group["params"]]
-            clip_by_norm(parameters, self._clip_norm, torch_dtype(self._policy.accumulate))
+            dtype = torch_dtype(self._policy.accumulate)
+            clip_by_norm(_parameters(turn), self._clip_norm, dtype, self._norm)
 
     def _drop_gradients(self) -> None:
         drop_gradients(self._optimizers)
@@ -512,6 +522,10 @@ class Transaction:
                 f"verdict. Received {', '.join(type(o).__name__ for o in self._optimizers)}."
             )
         return possible and self._device.type == "cuda" if late is None else late
+
+
+def _parameters(turn: _Turn) -> list[nn.Parameter]:
+    return [p for o in turn.optimizers for group in o.param_groups for p in group["params"]]
 
 
 def _as_suspected(verdict: Verdict) -> Verdict:
