@@ -78,6 +78,8 @@ class AuditReport(BaseModel):
     level: Literal["strict", "warn", "off"]
     traced: Literal["fake", "graph", "real", "none"]
     """On fake tensors, as TensorFlow's graphs, by one real step on a small batch, or not at all."""
+    confirmed: bool = False
+    """Whether a real step, on a few rows, was looked at as well."""
     operations: int = 0
     """Operations that were looked at."""
     layers: int = 0

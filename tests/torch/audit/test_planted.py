@@ -775,6 +775,47 @@ def variance_in_the_loss() -> dict[str, Any]:
     return {"model": net(lambda self, x: self.head(x)), "batch": x(), "loss": loss}
 
 
+@case("F316")
+def sum_over_steps() -> dict[str, Any]:
+    def forward(self, x):
+        h = self.head(x)
+        self.total += h.detach().mean().bfloat16()  # fault
+        return h
+
+    model = net(forward)
+    model.total = torch.zeros((), dtype=torch.bfloat16)
+    return {"model": model, "batch": x()}
+
+
+@case("F341")
+def mean_over_the_batch_of_a_row() -> dict[str, Any]:
+    def forward(self, x):
+        h = self.head(x)
+        return h.sum(1) / len(h)  # fault
+
+    return {"model": net(forward), "batch": x()}
+
+
+@case("F342", "bf16-mixed")
+def counted_in_sixteen_bits() -> dict[str, Any]:
+    def forward(self, x):
+        h = self.head(x)
+        ids = torch.zeros(1000, dtype=torch.int64)
+        counts = h.new_zeros(2).index_add(0, ids, h.new_ones(1000))  # fault
+        return h + counts.float().sum().to(h.dtype)
+
+    return {"model": net(forward), "batch": x()}
+
+
+@case("F306")
+def float64_into_an_index() -> dict[str, Any]:
+    def forward(self, x):
+        first = torch.zeros(1, dtype=torch.int64)
+        return self.head(x).index_add(0, first, torch.ones(1, 4, dtype=torch.float64))  # fault
+
+    return {"model": net(forward), "batch": x()}
+
+
 def test_there_are_sixty():
     assert len(CASES) >= 60
 

@@ -267,6 +267,61 @@ def test_a_model_on_meta_is_audited():
     assert [f.code for f in report.findings] == ["F301"]
 
 
+def test_strict_leaves_nothing_behind():
+    """A step after the audit is the step that it was: no hook, no mode, no wrapper stays."""
+    from torch.nn.modules import module as hooks
+    from torch.overrides import _get_current_function_mode_stack
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+    def state():
+        return (
+            len(hooks._global_forward_hooks),
+            len(hooks._global_forward_pre_hooks),
+            len(hooks._global_backward_hooks),
+            _get_current_function_mode_stack(),
+            _get_current_dispatch_mode_stack(),
+            torch.is_autocast_enabled("cpu"),
+            torch.nn.Linear.forward,
+            [(k, len(getattr(m, k))) for m in model.modules() for k in vars(m) if k.endswith("_hooks")],
+        )
+
+    model = nn.Sequential(nn.Linear(8, 4), nn.LayerNorm(4))
+    before = state()
+    audit(model, x(), "bf16-mixed", loss=loss, optimizer=torch.optim.AdamW(model.parameters())).check()
+    assert state() == before
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_model_that_calls_itself_through_a_function_keeps_its_gradients():
+    model = nn.Sequential(nn.Linear(8, 4))
+    inner = model[0]
+    model.forward = lambda x: inner(x)  # of the model itself: a copy does not know it
+    audit(model, x(), loss=loss)
+    assert inner.weight.grad is None
+
+
+def test_a_small_model_is_confirmed_by_a_real_step():
+    report = audit(nn.Sequential(nn.Linear(8, 4)), x(), loss=loss)
+    assert (report.traced, report.confirmed) == ("fake", True)
+    assert AuditReport.from_json(report.to_json()).confirmed
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 4))
+        batch = torch.randn(16, 8)
+    assert not audit(model, batch, loss=loss).confirmed
+
+
+def test_an_error_that_only_real_kernels_raise():
+    """A kernel that fake tensors know and the CPU does not."""
+
+    class Inverse(nn.Module):
+        def forward(self, x):
+            return torch.cholesky_inverse(x.half())
+
+    report = audit(Inverse(), torch.eye(4))
+    (found,) = [f for f in report.errors if f.code == "F307"]
+    assert found.place.line == Inverse.forward.__code__.co_firstlineno + 1
+
+
 def test_what_does_not_run_is_told():
     report = audit(nn.Linear(8, 4), torch.randn(16, 3), "float32")
     assert [f.code for f in report.errors] == ["F327"]

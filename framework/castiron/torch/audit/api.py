@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from castiron.torch.audit.checks import stored
 from castiron.torch.audit.context import Context
 from castiron.torch.audit.errors import explain
 from castiron.torch.audit.records import Op, Trace
-from castiron.torch.audit.tracer import Loss, Step, trace
+from castiron.torch.audit.tracer import Loss, Step, confirm, trace
 from castiron.torch.dtypes import torch_dtype
 from castiron.torch.inputs import cast_inputs
 from castiron.torch.modules import describe
@@ -48,8 +48,8 @@ def audit(
     """Trace one training step of a model, without computing, and hold every operation against the policy.
 
     The model is left as it is, on the meta device too: what is traced is a copy on fake tensors to which the
-    plan is applied as a Trainer would. Where a step cannot be traced without numbers, one real step of a copy
-    is run on a few rows of the batch.
+    plan is applied as a Trainer would. Where a step cannot be traced without numbers, or where it costs next
+    to nothing, one real step of a copy is run on a few rows of the batch.
 
     Args:
         model: any module; of a LightningModule its `training_step` is traced.
@@ -91,6 +91,12 @@ def audit(
             found.append(explained)
     else:
         found.extend(stored.check(context, copy.get_submodule(root) if root else copy))
+    confirmed = traced.kind == "real"
+    if traced.kind == "fake" and traced.failure is None:
+        real = confirm(step, plan, traced, device=where, as_is=as_is)
+        if real is not None:
+            confirmed = True
+            found.extend(_only_real(Context(real, plan, as_is=as_is, device=where.type), found))
     found.extend(traced.of_shapes)
     found.extend(_about_the_trace(traced))
     found.extend(_switches(declared, where))
@@ -105,6 +111,7 @@ def audit(
         device=where.type,
         level=declared.enforce.level,
         traced=traced.kind,
+        confirmed=confirmed,
         operations=len(counted),
         layers=len(plan.layers()),
         formats=tally(op.record() for op in counted),
@@ -121,6 +128,24 @@ def assert_precision(model: nn.Module, batch: Any, policy: Any = None, **argumen
         AuditError: something was.
     """
     return audit(model, batch, policy, **arguments).check()
+
+
+_OF_FORMATS = frozenset(("F301", "F302", "F303", "F306", "F307", "F310", "F311", "F319", "F324"))
+"""What a step on a few rows can say of the whole one."""
+
+
+def _only_real(context: Context, found: Sequence[Finding]) -> Iterator[Finding]:
+    """What the real kernels show and fake tensors did not: an error about formats, another result."""
+    known = {(f.code, f.place.file, f.place.line) for f in found}
+    stopped = {(f.place.file, f.place.line) for f in found if f.code in ("F306", "F307", "F319", "F324")}
+    failure = context.trace.failure
+    if failure is not None:
+        explained = explain(failure)
+        if explained.code in _OF_FORMATS and (explained.place.file, explained.place.line) not in stopped:
+            yield explained
+    for f in check_trace(context):
+        if f.code in _OF_FORMATS and (f.code, f.place.file, f.place.line) not in known:
+            yield f
 
 
 def is_counted(op: Op) -> bool:

@@ -150,8 +150,13 @@ TRANSLATIONS: tuple[Translation, ...] = (
         "values are written into a tensor of another format", "values in the format of the tensor", _CAST,
     ),
     Translation(
-        "F307", r"(\S+): Low precision dtypes not supported\. Got (\w+)",
+        "F307", r"(\S+): Low precision dtypes not supported\. Got (?:torch\.)?(\w+)",
         "the kernel {0} does not exist for {1}", "float32 or float64",
+        "Compute it in float32, or declare a layer rule.",
+    ),
+    Translation(
+        "F307", r"Unsupported dtype (\w+)$",
+        "the kernel does not exist for {0}", "float32 or float64",
         "Compute it in float32, or declare a layer rule.",
     ),
     Translation(

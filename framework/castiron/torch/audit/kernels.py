@@ -145,7 +145,7 @@ def no_lstm(dtype: torch.dtype, device_type: str) -> str | None:
     oneDNN has float16 kernels for some CPUs only, and says so at the first step in words of its own.
     """
     try:
-        with torch.random.fork_rng(devices=[]):  # its weights are random: a training's numbers are not touched
+        with torch.random.fork_rng(devices=[]):  # its weights are random numbers
             layer = torch.nn.LSTM(2, 2, dtype=dtype, device="cpu").to(device_type)
             output, _ = layer(torch.zeros(1, 1, 2, device=device_type, dtype=dtype))
             output.sum().backward()

@@ -26,6 +26,8 @@ Loss = Callable[[Any, Any], Tensor]
 
 _ROWS = 4
 """Rows of the batch that a real step is run on."""
+_SMALL_MODEL, _FEW_FLOPS = 64 * 2**20, 200_000_000
+"""Bytes of a model, and operations of a step, up to which a real step costs next to nothing."""
 
 
 class Step:
@@ -89,21 +91,54 @@ def trace(step: Step, plan: Plan, *, device: torch.device, as_is: bool = False) 
     Returns:
         What ran, and the copy that it ran on.
     """
-    fake = _Run(step, plan, device, as_is, real=False)
-    traced = fake.run()
-    if traced.failure is None or not _worth_a_real_step(traced.failure.error, step):
-        return traced, fake.model
-    real = _Run(step, plan, device, as_is, real=True)
-    again = real.run()
-    return again, real.model
+    with _gradients_kept(step.model):
+        fake = _Run(step, plan, device, as_is, real=False)
+        traced = fake.run()
+        if traced.failure is None or not _worth_a_real_step(traced.failure.error, step):
+            return traced, fake.model
+        real = _Run(step, plan, device, as_is, real=True)
+        again = real.run()
+        return again, real.model
+
+
+def confirm(
+    step: Step, plan: Plan, fake: Trace, *, device: torch.device, as_is: bool = False
+) -> Trace | None:
+    """One real step on a few rows, where that costs next to nothing; None where it does not.
+
+    Fake tensors do not raise where some kernels do, and do not say what all of them give.
+    """
+    if not _has_numbers(step) or any(t.device.type != device.type for t in step.model.parameters()):
+        return None
+    size = batch_size(step.batch)
+    share = 1.0 if size is None else min(1.0, _ROWS / max(size, 1))
+    stored = sum(t.numel() * t.element_size() for t in (*step.model.parameters(), *step.model.buffers()))
+    if stored > _SMALL_MODEL or share * sum(op.flops for op in fake.ops) > _FEW_FLOPS:
+        return None
+    with _gradients_kept(step.model):
+        return _Run(step, plan, device, as_is, real=True).run()
 
 
 def _worth_a_real_step(error: BaseException, step: Step) -> bool:
     """Whether numbers may help: they do not, where the error is about formats; and they must be there."""
-    if translate(str(error)) is not None:
-        return False
+    return translate(str(error)) is None and _has_numbers(step)
+
+
+def _has_numbers(step: Step) -> bool:
     tensors = [*step.model.parameters(), *step.model.buffers(), *leaves(step.batch)]
     return not any(t.device.type == "meta" or isinstance(t, FakeTensor) for t in tensors)
+
+
+@contextlib.contextmanager
+def _gradients_kept(model: nn.Module) -> Iterator[None]:
+    """A function that a model keeps may call the model itself, and not the copy that is traced."""
+    before = [(p, p.grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for p, gradient in before:
+            if p.grad is not gradient:
+                p.grad = gradient
 
 
 class _Run:

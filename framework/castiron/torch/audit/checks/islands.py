@@ -108,6 +108,16 @@ def _running_sums(context: Context) -> Iterator[Finding]:
     for op in context.trace.of("forward", "loss"):
         if op.base != "add" or not op.results or op.results[0].dtype not in NARROW or op.results[0].shape:
             continue
+        total = op.operands[0]
+        if op.in_place and total.origin is not None and total.origin.kind in ("buffer", "attribute"):
+            yield finding(
+                "F316",
+                f"a sum over steps is carried on in {total.origin}, a {dtype_name(total.dtype)} scalar",
+                place=context.place(op),
+                expected=context.policy.accumulate,
+                received=dtype_name(total.dtype),
+            )
+            continue
         so_far = 1 + max((length.get(id(v), 0) for v in op.operands), default=0)
         length[id(op.results[0])] = so_far
         if so_far == _CHAIN:
