@@ -86,6 +86,8 @@ class StepCore:
         """Who decides together."""
         self.model, self.updates, self.policy, self.scaler = model, updates, policy, scaler
         self.clip_norm, self._decay = clip_norm, decay
+        self.observer: Callable[[list[Any]], None] | None = None
+        """Called in the graph with the unscaled mean gradients of a step, before the decision."""
         self.snapshot = Snapshot([*volatile_variables(model), *jobs])
         names = {id(v): n for n, v in variables(model).items()}
         self._names = [names.get(id(v), v.path) for v in updates.parameters]
@@ -111,6 +113,8 @@ class StepCore:
         before = self.snapshot.take()
         calibrating = self.scaler.may_fall()
         seen, gradients = self._compute(forward, batches)
+        if self.observer is not None:
+            self.observer(gradients)
         gradients = self.replicas.gradients(gradients)
         losses = [loss for _, loss, _ in seen]
         loss = losses[0] if len(losses) == 1 else tf.add_n(losses) / len(losses)
