@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from castiron.torch import transaction
 from castiron.torch.guard import StepGuard, not_finite
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -136,3 +137,27 @@ def test_parameters_and_optimizer_state_are_watched_where_declared() -> None:
         module.bias.fill_(float("nan"))
     seen = guard.verdict().seen
     assert seen == {"parameters": ("bias",), "optimizer": ("exp_avg_sq of weight",)}
+
+
+@pytest.mark.parametrize(("value", "bad"), [(1e30, False), (float("inf"), True), (float("nan"), True)])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_the_norm_that_clips_tells_what_reading_every_gradient_tells(
+    value: float, bad: bool, clip_norm: float | None
+) -> None:
+    model = nn.Linear(3, 2, bias=False)
+    before = model.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    policy = {"preset": "float32", "guard": {"response": "hold", "watch": ["gradients"]}}
+
+    def loss(batch: torch.Tensor) -> torch.Tensor:
+        model.weight.register_hook(lambda g: g.index_fill(0, torch.tensor(1), value))
+        return model(batch).sum()
+
+    with transaction(model, optimizer, policy, clip_norm=clip_norm) as step:
+        outcome = step(loss, torch.ones(4, 3))
+    assert outcome.committed is not bad
+    assert torch.equal(model.weight.detach(), before) is bad
+    if clip_norm is not None and not bad:
+        assert torch.linalg.vector_norm(model.weight.detach() - before).item() == pytest.approx(
+            1e-3, rel=0.01
+        )
