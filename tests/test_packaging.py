@@ -38,7 +38,7 @@ def test_it_holds_two_packages_and_the_configs_and_nothing_else(wheel: zipfile.Z
     configs = {p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.yaml")}
     assert configs
     assert configs == {n.removeprefix("castiron/") for n in names if n.startswith("castiron/configs/")}
-    assert {Path(n).suffix for n in names} <= {".py", ".typed", ".yaml", ".md"}
+    assert {Path(n).suffix for n in names} <= {".py", ".typed", ".yaml", ".md", ".gz"}
     sources = {
         p.relative_to(ROOT / "framework").as_posix() for p in (ROOT / "framework/castiron").rglob("*.py")
     }

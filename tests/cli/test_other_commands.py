@@ -111,11 +111,12 @@ def test_policy_schema(castiron):
 
 
 def test_recipes_list(castiron):
-    (ours,) = json.loads(castiron("recipes", "list", "--json").out)
-    assert ours["name"] == "lstm-sentiment"
-    assert ours["what"]
+    listed = json.loads(castiron("recipes", "list", "--json").out)
+    assert all(one["what"] and one["configs"] for one in listed)
+    (ours,) = (one for one in listed if one["name"] == "lstm-sentiment")
     assert "lstm_sentiment/default" in ours["configs"]
-    assert castiron("recipes", "list").out.splitlines()[1].startswith("lstm-sentiment  ")
+    lines = castiron("recipes", "list").out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == sorted(one["name"] for one in listed)
 
 
 def test_recipes_show(castiron, user_recipe):

@@ -35,6 +35,12 @@ def test_a_field_has_its_own_spellings() -> None:
         read("x,y\n?,1\n2,?\n", x, Field(name="y"))
 
 
+def test_words_of_text_that_mean_missing_may_have_blanks_around_them() -> None:
+    part = Field(name="t", role="text", missing={"treatment": "constant", "value": "-", "spellings": ["?"]})
+    data = read("t,x\n ? ,1\n?,1\n ,1\n a?,1\n", part, Field(name="x"))
+    assert data.texts("t") == ["-", "-", " ", " a?"]
+
+
 def test_spellings_for_all_fields_but_text() -> None:
     options = ReadOptions(missing_values=("", "NA"))
     data = read(

@@ -23,6 +23,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "recipes").rglob("README.md")),
 ]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
@@ -31,7 +32,7 @@ def blocks(language: str) -> Iterator[Any]:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for n, block in enumerate(re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)):
-            yield pytest.param(block, id=f"{page.name}-{n}")
+            yield pytest.param(block, id=f"{page.parent.name}-{page.name}-{n}")
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -91,7 +92,7 @@ def test_python(block: str) -> None:
     exec(compile(ast.Module(imports, []), "example", "exec"), {})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: f"{p.parent.name}-{p.name}")
 def test_links(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):

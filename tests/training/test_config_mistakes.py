@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from castiron.diagnostics import ConfigError
 from castiron.training.config_file import load_config
+from castiron.training.registry import registered
 
 
 @pytest.fixture
@@ -229,7 +230,8 @@ def test_a_missing_recipe(refused):
 def test_an_unknown_recipe(refused):
     (message,) = refused("", head="recipe: lstm-sentimnet\n")
     assert message == (
-        "X809 Expected a registered recipe (lstm-sentiment), my_file.py:MyRecipe or my.module:MyRecipe. "
+        f"X809 Expected a registered recipe ({', '.join(registered())}), my_file.py:MyRecipe or "
+        "my.module:MyRecipe. "
         "Received 'lstm-sentimnet' at a.yaml:1:9, key 'recipe'. Did you mean 'lstm-sentiment'?"
     )
 

@@ -75,6 +75,17 @@ def test_texts_of_the_test_rows_are_in_no_other_split(tiny, tmp_path):
     assert found["train"].report.rows == len(found["train"])
 
 
+@pytest.mark.parametrize(("key", "unseen"), [(("x",), True), ((), False)])
+def test_the_schema_says_which_rows_are_the_same(key, unseen):
+    schema = Schema.of(Field(name="x", dtype="int64"), Field(name="y", dtype="int64"), key=key)
+    columns = {"x": np.arange(90) % 30, "y": np.arange(90)}
+    found = hold_out(Dataset(schema, columns), HoldOut(test=10))
+    both = set(found["test"].array("x")) & set(found["train"].array("x"))
+    assert (not both) is unseen
+    with pytest.raises(ValueError, match=r"Expected fields of the schema as its key. Received \['z'\]."):
+        Schema.of(Field(name="x"), key=("z",))
+
+
 def test_rows_keep_their_lines(tiny, tmp_path):
     path = texts(tmp_path / "a.csv", [f"text {i}" for i in range(20)])
     found = tiny(f"data.train={path}", "data.hold_out.test=5")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def write_new(path: Path, text: str) -> None:
+def write_new(path: Path, content: str | bytes) -> None:
     """Write a file that is not there yet; folders are made.
 
     Raises:
@@ -16,8 +16,8 @@ def write_new(path: Path, text: str) -> None:
     place = Place(file=str(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
+        with open(path, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
     except FileExistsError:
         message = "There is such a file already; nothing is overwritten."
         raise RunError(finding("X824", message, place=place)) from None

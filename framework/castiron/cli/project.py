@@ -88,9 +88,9 @@ def copy_recipe(recipe: str, folder: Path) -> Project:
     name = re.sub(r"[^a-z0-9]+", "-", project.lower()).strip("-") or "my-recipe"
     written = []
 
-    def write(path: str, text: str) -> Path:
+    def write(path: str, content: str | bytes) -> Path:
         target = folder / path
-        write_new(target, text)
+        write_new(target, content)
         written.append(target)
         return target
 
@@ -100,6 +100,8 @@ def copy_recipe(recipe: str, folder: Path) -> Project:
         if file == defining:
             text = _renamed(text, recipe, name)
         write(f"{package}/{file.name}", text)
+    for file in sorted(source.glob("*.gz")):  # embedded tables and images
+        write(f"{package}/{file.name}", file.read_bytes())
     for config, path in packaged_configs().items():
         if config.startswith(f"{recipe.replace('-', '_')}/"):
             text = path.read_text(encoding="utf-8")

@@ -197,6 +197,9 @@ class Schema(_Part):
     """Whether columns that no field reads are refused; else they are counted in the report."""
     bad_rows: Literal["error", "drop"] = "error"
     """What to do with a row that has too many or too few cells."""
+    key: tuple[str, ...] | None = None
+    """Fields by which two rows are the same one: of a row that is held out, no copy is trained on. Null: the
+    text fields; []: no two rows are."""
 
     @model_validator(mode="before")
     @classmethod
@@ -212,6 +215,8 @@ class Schema(_Part):
             )
         if not names:
             raise ValueError("Expected at least one field.")
+        if unknown := sorted(set(self.key or ()) - set(names)):
+            raise ValueError(f"Expected fields of the schema as its key. Received {unknown}.")
         return self
 
     @classmethod

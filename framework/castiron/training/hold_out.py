@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from castiron.data import Dataset
@@ -13,8 +15,9 @@ def hold_out(train: Dataset, by: HoldOut) -> dict[str, Dataset]:
     """Split training data as declared: `train`, and `validation` and `test` where rows are held out.
 
     Rows are chosen by a permutation of the row numbers under `by.seed` (NumPy's PCG64), test rows first. A
-    row whose texts are those of a test row is left out of training and validation, and one whose texts are
-    those of a validation row is left out of training: what a model has seen is no test of it.
+    row with the key of a test row (the schema's; by default its texts) is left out of training and
+    validation, and one with that of a validation row is left out of training: what a model has seen is no
+    test of it.
 
     Raises:
         ConfigError: more rows are held out than there are (X803).
@@ -65,10 +68,20 @@ def _rows(amount: int | float, rows: int) -> int:
 
 
 def _keys(data: Dataset) -> np.ndarray:
-    """A number per row [rows] int64, equal where all texts are equal; all different without text fields."""
-    texts = [f.name for f in data.schema.fields if f.role == "text" and f.name in data]
-    if not texts:
+    """A number per row [rows] int64, equal where the fields of the schema's key are; else all different."""
+    schema = data.schema
+    names = [f.name for f in schema.by_role("text")] if schema.key is None else schema.key
+    columns = [_values(data, name) for name in names if name in data]
+    if not columns:
         return np.arange(len(data), dtype=np.int64)
-    known: dict[tuple[str, ...], int] = {}
-    columns = zip(*(data.texts(name) for name in texts), strict=True)
-    return np.array([known.setdefault(row, len(known)) for row in columns], dtype=np.int64)
+    known: dict[tuple[Any, ...], int] = {}
+    rows = zip(*columns, strict=True)
+    return np.array([known.setdefault(row, len(known)) for row in rows], dtype=np.int64)
+
+
+def _values(data: Dataset, name: str) -> list[Any]:
+    """A field's values, as what a dictionary can hold."""
+    if data.schema[name].is_text:
+        return data.texts(name)
+    values = data.array(name)
+    return values.tolist() if values.ndim == 1 else [row.tobytes() for row in values]

@@ -88,12 +88,16 @@ def _expected(part: Field) -> str:
 
 
 def judge_text(cells: Texts, spellings: tuple[str, ...]) -> Judged:
-    """Text stays as it is, blanks and all; only nulls and the exact spellings of missing are not text."""
+    """Text stays as it is, blanks and all; nulls, the empty cell and words that mean missing are not text.
+
+    Words are compared without surrounding blanks, as in other fields; a cell of blanks alone is text.
+    """
     text = cells.cells
     missing = pc.is_null(text)
-    if spellings:
-        missing = pc.or_(
-            missing, pc.fill_null(pc.is_in(text, value_set=pa.array(spellings, text.type)), False)
-        )
+    if "" in spellings:
+        missing = pc.or_(missing, pc.fill_null(pc.equal(text, ""), False))
+    if words := [s for s in spellings if s]:
+        found = pc.is_in(pc.utf8_trim(text, " \t"), value_set=pa.array(words, text.type))
+        missing = pc.or_(missing, pc.fill_null(found, False))
     mask: np.ndarray = missing.to_numpy(zero_copy_only=False)
     return Judged(text, mask if mask.any() else None)
