@@ -10,6 +10,7 @@ from castiron.policy import DeviceCapability, PrecisionPolicy
 from castiron.torch.capability import device_capability
 from castiron.training.audit import AuditReport
 from castiron.training.backend import BackendName, Job, Outcome, Preview, Remedies, Replayed, Split
+from castiron.training.calibration import Measured, Trial
 from castiron.training.config import RunConfig
 from castiron.training.incident_folder import IncidentFolder
 from castiron.training.recipe import Recipe
@@ -60,6 +61,18 @@ class LightningBackend:
 
         assert job.checkpoint is not None
         export(job.checkpoint, path)
+
+    def measure(self, job: Job, batches: int) -> Measured:
+        """Ranges of a recipe's model on training batches; trains nothing (`castiron health`)."""
+        from castiron.lightning import calibrating
+
+        return calibrating.measure(job, batches)
+
+    def trial(self, job: Job) -> Trial:
+        """A short training that keeps nothing (`castiron suggest`)."""
+        from castiron.lightning import calibrating
+
+        return calibrating.trial(job)
 
     def replay(
         self, folder: IncidentFolder, config: RunConfig, recipe: type[Recipe], remedies: Remedies

@@ -10,7 +10,7 @@ from castiron.health import figures
 from castiron.health.drawing import Canvas
 from castiron.health.snapshot import Kind, Snapshot
 from castiron.training.incident_text import as_text as incident_text
-from castiron.training.run_report import HEALTH, UPDATES, RunReport, environment_rows
+from castiron.training.run_report import HEALTH, UPDATES, RunReport, environment_rows, health_rows
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:62rem;padding:1rem 1.2rem 4rem;"
@@ -96,7 +96,7 @@ def _health(report: RunReport) -> str:
     if not report.advice:
         parts.append("<p>Nothing to warn of.</p>")
     parts += [f"<p>{escape(f.sentence())}</p>" for f in report.what_if()]
-    parts += [_table(HEALTH, report.health_rows()), _table(UPDATES, report.update_rows())]
+    parts += [_table(HEALTH, health_rows(report.snapshots)), _table(UPDATES, report.update_rows())]
     parts += [canvas.svg() for canvas in _figures(report.snapshots)]
     return "".join(parts)
 

@@ -101,29 +101,6 @@ class RunReport:
 
     # --- figures as rows ---------------------------------------------------------------------------
 
-    def health_rows(self) -> list[tuple[str, ...]]:
-        """Under `HEALTH`: a row per kind, the layer that has least headroom in the last measurement of it."""
-        rows: list[tuple[str, ...]] = []
-        for kind in KINDS:
-            last = next((s for s in reversed(self.snapshots) if s.kind(kind)), None)
-            if last is None or kind == "updates":
-                continue
-            groups = last.kind(kind)
-            ups = {layer: up for layer, s in groups.items() if (up := s.headroom_up()) is not None}
-            tight = min(ups, key=lambda layer: ups[layer], default="")
-            small = {layer: s.subnormals / s.live for layer, s in groups.items() if s.live}
-            worst = max(small, key=lambda layer: small[layer], default="")
-            rows.append(
-                (
-                    kind,
-                    f"{last.step:,}",
-                    f"{ups[tight]:.1f} ({tight or 'model'})" if ups else "all zero",
-                    f"{100 * small[worst]:.2g} % ({worst or 'model'})" if small.get(worst) else "none",
-                    str(sum(s.non_finite for s in groups.values())),
-                )
-            )
-        return rows
-
     def update_rows(self) -> list[tuple[str, ...]]:
         """Under `UPDATES`: a row per layer of the last measurement of updates."""
         last = next((s for s in reversed(self.snapshots) if s.updates), None)
@@ -142,6 +119,30 @@ class RunReport:
 
 HEALTH = ("what", "step", "least headroom, binades (layer)", "most subnormal (layer)", "not finite")
 UPDATES = ("layer", "weights", "‖update‖ / ‖weight‖", "lost updates")
+
+
+def health_rows(snapshots: Sequence[Snapshot]) -> list[tuple[str, ...]]:
+    """Under `HEALTH`: a row per kind, the layer that has least headroom in the last measurement of it."""
+    rows: list[tuple[str, ...]] = []
+    for kind in KINDS:
+        last = next((s for s in reversed(snapshots) if s.kind(kind)), None)
+        if last is None or kind == "updates":
+            continue
+        groups = last.kind(kind)
+        ups = {layer: up for layer, s in groups.items() if (up := s.headroom_up()) is not None}
+        tight = min(ups, key=lambda layer: ups[layer], default="")
+        small = {layer: s.subnormals / s.live for layer, s in groups.items() if s.live}
+        worst = max(small, key=lambda layer: small[layer], default="")
+        rows.append(
+            (
+                kind,
+                f"{last.step:,}",
+                f"{ups[tight]:.1f} ({tight or 'model'})" if ups else "all zero",
+                f"{100 * small[worst]:.2g} % ({worst or 'model'})" if small.get(worst) else "none",
+                str(sum(s.non_finite for s in groups.values())),
+            )
+        )
+    return rows
 
 
 def gather(run: RunDirectory) -> RunReport:
@@ -191,7 +192,7 @@ def as_text(report: RunReport) -> str:
     section("Advice", [f"step {step:,}: {f}" for step, f in report.advice])
     if report.plan is not None:
         section("Plan", [report.plan.brief()])
-    section("Data", [r.as_text() for r in report.data])
+    section("Data", "\n\n".join(r.as_text() for r in report.data).splitlines())
     if report.audit is not None:
         section("Audit", [f"{f}" for f in report.audit.findings] or ["Nothing found."])
     section(
@@ -199,7 +200,7 @@ def as_text(report: RunReport) -> str:
         [f"{name}: {c[0][1]:.4g} at step {c[0][0]:,.0f}, {c[-1][1]:.4g} at step {c[-1][0]:,.0f}"
          for name, c in report.curves.items()],
     )  # fmt: skip
-    section("Health", _columns(HEALTH, report.health_rows()))
+    section("Health", _columns(HEALTH, health_rows(report.snapshots)))
     section("Updates", _columns(UPDATES, report.update_rows()))
     section("Other formats", [str(f) for f in report.what_if()])
     section("Incidents", [incident_text(i, path) for i, path in report.incidents])
