@@ -2,13 +2,14 @@
 # Runs the tests; sets everything up first, where that was not done.
 #
 #   bash scripts/test.sh
-#   bash scripts/test.sh tests/policy -k tf32
+#   bash scripts/test.sh tests/policy -k tf32 -n 0
 #
-# What stands behind it goes to pytest; paths are those of the checkout.
+# What stands behind it goes to pytest; paths are those of the checkout. The files' tests run side by side, in up
+# to four processes; with `-n 0` they run one after the other.
 set -euo pipefail
 
 # shellcheck source=scripts/_setup.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/_setup.sh"
 
 cd -- "$root"
-exec "$venv/bin/python" -m pytest "$@"
+exec "$venv/bin/python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
