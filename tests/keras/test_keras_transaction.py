@@ -192,7 +192,7 @@ def test_the_budget_of_held_steps_ends_it() -> None:
 @pytest.mark.parametrize(
     ("guard", "words"),
     [
-        ({"response": "rollback"}, "X815 The TensorFlow wing does not do that. Expected raise, hold"),
+        ({"response": "rollback"}, "X815 A bare loop does not do that. Expected raise, hold"),
         ({"watch": ["loss", "activations"]}, "X815 The TensorFlow wing does not watch that. Expected loss"),
     ],
 )

@@ -44,6 +44,12 @@ class WeightAverage:
             else:
                 average.assign_add((new - average) * tf.cast(weight, average.dtype))
 
+    def take_over(self, former: WeightAverage) -> None:
+        """Go on from another average of the same weights."""
+        self.updates.assign(former.updates)
+        for name, average in self.averages.items():
+            average.assign(tf.cast(former.averages[name], average.dtype))
+
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Within it, the model has the averages, rounded to its formats; afterwards its own weights, bit for

@@ -7,8 +7,7 @@ model.fit(x, y, callbacks=[...])
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,24 @@ from keras.src.backend.tensorflow.trainer import reduce_per_replica
 from keras.src.losses.loss import unscale_loss_for_distribution
 
 from castiron.diagnostics import Finding, NumericIncident
+from castiron.keras.arguments import cast_argument, cast_data, declared
 from castiron.keras.capability import device_capability
 from castiron.keras.custom_step import CustomStep, check_custom, refused
-from castiron.keras.held import HeldSteps, check_response
-from castiron.keras.inputs import cast_inputs
+from castiron.keras.held import HeldSteps
 from castiron.keras.loss import to_loss_dtype
 from castiron.keras.modules import describe
 from castiron.keras.precision import apply
 from castiron.keras.replicas import each_of, first_of, kept_apart, replicas_of, update_locally
+from castiron.keras.responding import Restore, RollbackPoints, carry_out, check_rate
 from castiron.keras.scaling import make_scaler
 from castiron.keras.snapshot import Snapshot, volatile_variables
-from castiron.keras.switches import matmul_switches
 from castiron.keras.transaction import StepCore, check_watch
 from castiron.keras.updates import Updates
 from castiron.policy import Plan, PrecisionPolicy, resolve
 from castiron.training.held import Verdict, describe_held
 from castiron.training.incident import Incident
-from castiron.training.responses import Responses
+from castiron.training.responses import Responses, promoted
 
-_ROLES = {"x": "feature", "y": "target", "sample_weight": "weight"}
 _REPLACED = (
     "compile",
     "fit",
@@ -100,9 +98,8 @@ class Enforcement:
         seed: int,
     ) -> None:
         check_watch(policy)
-        check_response(policy.guard)
         self._model, self.policy, self._seed = model, policy, seed
-        self._folder = incidents
+        self._folder, self._device = incidents, device
         self.custom = type(model).train_step is not keras.Model.train_step
         """Whether the model has a `train_step` of its own."""
         _check(model)
@@ -115,6 +112,9 @@ class Enforcement:
         with model.distribute_strategy.scope():
             self.scaler = make_scaler(policy.scaling)
         self._iterator: Any = None
+        self._points: RollbackPoints | None = None
+        if policy.guard.response == "rollback":
+            self._points = RollbackPoints(policy.guard.rollback.steps, self._keep)
         self.responses: Responses = Responses(policy.guard)
         self.committed = 0
         """Steps that were applied."""
@@ -141,13 +141,13 @@ class Enforcement:
 
     def _compile(self, *args: Any, **kwargs: Any) -> None:
         kwargs["auto_scale_loss"] = False  # the policy says what is scaled
-        with self._declared():
+        with declared(self.policy):
             self._own["compile"](*args, **kwargs)
             self._prepare()
 
     def _fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("validation_data") is not None:
-            kwargs["validation_data"] = self._cast_all(kwargs["validation_data"])
+            kwargs["validation_data"] = cast_data(self.policy, kwargs["validation_data"])
         if self._held is not None:
             self._held.pipeline = x if isinstance(x, tf.data.Dataset) else None
         return self._run("fit", x, y, *args, **kwargs)
@@ -170,40 +170,15 @@ class Enforcement:
     def _run(self, name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
         """One of the model's own methods, on what the policy lets in."""
         if args:
-            args = (self._cast(args[0], "y"), *args[1:]) if not name.startswith("predict") else args
+            args = (
+                (cast_argument(self.policy, args[0], "y"), *args[1:])
+                if not name.startswith("predict")
+                else args
+            )
         if kwargs.get("sample_weight") is not None:
-            kwargs["sample_weight"] = self._cast(kwargs["sample_weight"], "sample_weight")
-        with self._declared():
-            return self._own[name](self._cast(x, "x"), *args, **kwargs)
-
-    @contextlib.contextmanager
-    def _declared(self) -> Iterator[None]:
-        """Within it, process-wide switches are as declared. Keras casts data and losses to floatx: where
-        float64 is declared, that is float64 meanwhile."""
-        floatx = keras.config.floatx()
-        wanted = "float64" if self.policy.param == "float64" or self.policy.loss == "float64" else "float32"
-        with matmul_switches(self.policy.matmul):
-            keras.config.set_floatx(wanted)
-            try:
-                yield
-            finally:
-                keras.config.set_floatx(floatx)
-
-    def _cast(self, given: Any, name: str) -> Any:
-        if isinstance(given, tf.data.Dataset):
-            return given.map(lambda *batch: self._cast_all(batch if len(batch) > 1 else batch[0]))
-        if given is None or isinstance(given, keras.utils.PyDataset) or hasattr(given, "__next__"):
-            return given
-        return cast_inputs({name: given}, self.policy, role=_ROLES[name])[name]
-
-    def _cast_all(self, data: Any) -> Any:
-        """(x, y, sample_weight), or what of these there is."""
-        if isinstance(data, tf.data.Dataset):
-            return self._cast(data, "x")
-        if not isinstance(data, tuple):
-            return self._cast(data, "x")
-        parts = [self._cast(part, name) for part, name in zip(data, _ROLES, strict=False)]
-        return tuple(parts)
+            kwargs["sample_weight"] = cast_argument(self.policy, kwargs["sample_weight"], "sample_weight")
+        with declared(self.policy):
+            return self._own[name](cast_argument(self.policy, x, "x"), *args, **kwargs)
 
     # --- the step ----------------------------------------------------------------------------------
 
@@ -221,15 +196,20 @@ class Enforcement:
         with model.distribute_strategy.scope():
             updates = Updates(fresh, model.trainable_variables, self.policy, seed=self._seed)
             if fresh is not optimizer:
-                _carry_over(optimizer, fresh)
+                former = None if self._core is None else self._core.updates
+                updates.take_over(optimizer, former if former and former.optimizer is optimizer else None)
         if self.replicas.count > 1 and not self.custom:
             update_locally(fresh)
         self._core = StepCore(model, updates, self.policy, self.scaler)
         self._core.replicas = self.replicas
         if self.custom:  # what it says of itself, it says at once
             check_custom(model, self._core)
-        self._held = HeldSteps(self._core, self.plan, None, self._folder)
+        before = self._held
+        self._held = HeldSteps(self._core, self.plan, None, self._folder, actions=self)
         self._held.responses = self.responses
+        if before is not None:
+            self._held.incidents, self._held.pipeline = before.incidents, before.pipeline
+        check_rate(self.policy.guard, optimizer)
         model.train_function = None
 
     def _make_train_function(self, force: bool = False) -> Any:
@@ -254,7 +234,7 @@ class Enforcement:
         own: Any = self._step
         if self._custom is not None:
             custom = self._custom
-            own = lambda data: custom(self._cast_all(data))  # noqa: E731
+            own = lambda data: custom(cast_data(self.policy, data))  # noqa: E731
 
         def step(data: Any) -> tuple[dict[str, Any], Any]:
             # A batch without weights has an empty `Optional` in their place.
@@ -280,6 +260,8 @@ class Enforcement:
         def train(iterator: Any) -> Any:
             if iterator is not self._iterator and core.updates.keeps:
                 core.updates.adopt()  # callbacks may have put other weights into the model
+            if iterator is not self._iterator and self._points is not None:
+                self._points.keep(self.committed)
             self._iterator = iterator
             fast = isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator))
             logs: Any = None
@@ -292,15 +274,19 @@ class Enforcement:
                     break
                 if bool(first_of(found["committed"])):
                     self.committed += 1
-                else:
-                    self._respond(data, found)
+                    if self._points is not None:
+                        self._points.keep(self.committed)
+                    continue
+                self._respond(data, found)
+                if model.train_function is not train:  # a layer was promoted
+                    break
             return logs
 
         return train
 
     def _step(self, data: Any) -> tuple[dict[str, Any], Any]:
         assert self._core is not None
-        result = self._core.run(self._forward, [self._cast_all(data)], self._update_metrics)
+        result = self._core.run(self._forward, [cast_data(self.policy, data)], self._update_metrics)
         return _told(result), self._model.get_metrics_result()
 
     def _forward(self, data: Any) -> tuple[Any, Any]:
@@ -332,6 +318,7 @@ class Enforcement:
             if decision.response == "raise":
                 raise NumericIncident([*decision.findings, told])
             self.findings.append(told)
+            self.responses.went_back(carry_out(self, decision)[0])
             return
         strategy, count = self._model.distribute_strategy, self.replicas.count
         flagged = [found["flagged"]] if count == 1 else each_of(strategy, found["flagged"], count)
@@ -341,7 +328,9 @@ class Enforcement:
             self.overflows += 1
             return
         self.held += 1
-        batches = [self._cast_all(d) for d in ([data] if count == 1 else each_of(strategy, data, count))]
+        batches = [
+            cast_data(self.policy, d) for d in ([data] if count == 1 else each_of(strategy, data, count))
+        ]
         put_back = kept_apart(self._everything()) if count > 1 else None
         try:
             told = self._held.respond(
@@ -352,18 +341,42 @@ class Enforcement:
                 put_back()
         self.findings.append(told)
 
+    # --- what a response does ------------------------------------------------------------------------
+
+    def go_back(self, at_least: int) -> int:
+        """See `Actions`."""
+        assert self._points is not None
+        steps = self._points.go_back(self.committed, at_least)
+        self.committed -= steps
+        return steps
+
+    def lower_learning_rate(self, factor: float) -> None:
+        """See `Actions`."""
+        rate = self._model.optimizer.learning_rate
+        rate.assign(rate * factor)
+
+    def promote(self, layer: str) -> Plan:
+        """See `Actions`."""
+        model = self._model
+        self.policy = promoted(self.policy, layer)
+        with model.distribute_strategy.scope():
+            self.plan, notes = resolve(self.policy, describe(model), device_capability(self._device))
+            self.findings += [*notes, *apply(model, self.plan).findings]
+            self._prepare()
+        self._make_train_function()
+        return self.plan
+
+    def _keep(self, step: int) -> tuple[Restore, Restore]:
+        back = kept_apart([*self._everything(), *self.scaler.variables()])
+        return back, lambda: None
+
     def _everything(self) -> list[Any]:
-        """What replay may touch."""
+        """What a step may change."""
         assert self._core is not None
+        if self._custom is not None:
+            return self._custom.everything
         values = [v._value for v in self._model.trainable_variables]
         return [*values, *self._core.updates.variables(), *self._core.snapshot.variables]
-
-
-def _carry_over(old: Any, new: Any) -> None:
-    """The state of an optimizer that was at work before (a loaded model's, for one)."""
-    for before, after in zip(old.variables, new.variables, strict=False):
-        if tuple(before.shape) == tuple(after.shape):
-            after.assign(tf.cast(before._value, after.dtype))
 
 
 def _as_tensor(leaf: Any) -> Any:

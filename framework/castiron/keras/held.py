@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, finding
+from castiron.diagnostics import Finding, NumericIncident
 from castiron.keras.replay import ReplayStep, attribute
 from castiron.keras.replay.pipeline import blame_pipeline
+from castiron.keras.responding import Actions, carry_out, check_response
 from castiron.keras.transaction import Forward, StepCore
 from castiron.policy import Plan
-from castiron.policy.sections import GuardSection
 from castiron.training.held import Origin, Verdict, describe_held, incident_of
 from castiron.training.incident import Incident
 from castiron.training.responses import Responses
@@ -24,16 +24,24 @@ class HeldSteps:
         plan: the plan in force; its policy's `guard` section counts.
         origin: row number to a place in a file.
         folder: where incidents are kept; None: nowhere.
+        actions: what can be done to the training beside going on; None: nothing.
 
     Raises:
         ConfigError: the response needs more than this wing has (X815).
     """
 
     def __init__(
-        self, core: StepCore, plan: Plan, origin: Origin | None = None, folder: str | Path | None = None
+        self,
+        core: StepCore,
+        plan: Plan,
+        origin: Origin | None = None,
+        folder: str | Path | None = None,
+        actions: Actions | None = None,
     ) -> None:
-        check_response(plan.policy.guard)
-        self._core, self._plan, self._origin = core, plan, origin
+        check_response(plan.policy.guard, actions)
+        self.core, self.plan = core, plan
+        """What is in force now; whoever changes it says so here."""
+        self._origin, self._actions = origin, actions
         self._folder = None if folder is None else Path(folder)
         self.responses = Responses(plan.policy.guard)
         self.incidents: list[Incident] = []
@@ -72,18 +80,19 @@ class HeldSteps:
             NumericIncident: the response is to raise, the budget is spent (N510), or the loss scale stands at
                 its floor (S401).
         """
-        step = ReplayStep(self._core, forward, batches, verdict, self._core.scaler.get_scale())
+        step = ReplayStep(self.core, forward, batches, verdict, self.core.scaler.get_scale())
         attribution = attribute(step)
         if attribution.event == "data" and self.pipeline is not None:
             attribution = blame_pipeline(attribution, self.pipeline)
-        decision = self.responses.decide(committed, attribution)
+        compute = {row.path: row.compute for row in self.plan.rows if row.path}
+        decision = self.responses.decide(committed, attribution, compute=compute)
         before = [*([scale] if scale is not None and scale.severity == "error" else []), *decision.findings]
         response = "raise" if before else decision.response
         incident = incident_of(
             attribution,
             step=committed,
             epoch=epoch,
-            policy=str(self._plan.policy),
+            policy=str(self.plan.policy),
             verdict=verdict,
             response=response,
             origin=self._origin,
@@ -99,28 +108,17 @@ class HeldSteps:
                 incident,
                 step,
                 self._folder,
-                plan=self._plan,
+                plan=self.plan,
                 config=self.config,
                 assets=self.assets,
                 facts=self.facts,
                 origin=self._origin,
             )
-        found = describe_held(verdict, committed, self._plan.policy.guard.watch, incident=incident)
+        found = describe_held(verdict, committed, self.plan.policy.guard.watch, incident=incident)
         if response == "raise":
             raise NumericIncident([*before, found], incident=incident, path=path)
+        if self._actions is not None:
+            back, plan = carry_out(self._actions, decision)
+            self.responses.went_back(back)
+            self.plan = plan or self.plan
         return found
-
-
-def check_response(section: GuardSection) -> None:
-    """Refuse a response that this wing does not carry out, rather than not carry it out."""
-    if section.response not in ("raise", "hold"):
-        raise ConfigError(
-            finding(
-                "X815",
-                "The TensorFlow wing does not do that.",
-                place=Place(key="guard.response"),
-                expected="raise, hold",
-                received=section.response,
-                remedy="Choose one of those.",
-            )
-        )

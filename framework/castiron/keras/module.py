@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import tensorflow as tf
 from castiron.diagnostics import Finding
 from castiron.keras.averaging import WeightAverage
 from castiron.keras.capability import device_capability
+from castiron.keras.health.watch import Watch
 from castiron.keras.loaders import TensorLoader, signature
 from castiron.keras.loss import to_loss_dtype
 from castiron.keras.modules import describe
@@ -21,6 +23,7 @@ from castiron.keras.transaction import StepCore
 from castiron.keras.updates import Updates
 from castiron.policy import Plan, resolve
 from castiron.training.recipe import Recipe
+from castiron.training.responses import promoted
 
 Batch = Mapping[str, Any]
 
@@ -56,6 +59,7 @@ class RecipeModel:
     def prepare_training(self, steps: int) -> None:
         """Make optimizer, scaler, average and the compiled step of a training of so many steps."""
         config = self.recipe.run
+        self._planned = steps
         optimizer = self.recipe.optimizer(self.model)
         own = optimizer is None
         optimizer = build_optimizer(config.optimizer) if own else optimizer
@@ -72,21 +76,47 @@ class RecipeModel:
             decay=coupled_decay(config.optimizer) if own else None,
         )
         self.core.jit_compile = config.trainer.compile
-        self._steps: dict[tuple[int, bool], Any] = {}
+        self._steps: dict[tuple[int, bool, Watch | None], Any] = {}
+
+    def promote(self, layer: str) -> Plan:
+        """Let a layer compute in float32 from here on; what was learned, and the optimizer's state, stay.
+
+        Raises:
+            PlanError: the plan does not allow it.
+        """
+        self.policy = promoted(self.policy, layer)
+        capability = device_capability(self.recipe.run.trainer.device)
+        self.plan, notes = resolve(self.policy, describe(self.model), capability)
+        self.precision = apply(self.model, self.plan)
+        self.findings += [*notes, *self.precision.findings]
+        updates, scaler, average, rate = self.updates, self.scaler, self.average, self.schedule.scale
+        self.prepare_training(self._planned)
+        self.updates.take_over(updates.optimizer, updates)
+        self.scaler.load_state_dict(scaler.state_dict())
+        self.schedule.scale = rate
+        if average is not None and self.average is not None:
+            self.average.take_over(average)
+        self._evaluating = self._predicting = None
+        return self.plan
 
     def forward(self, batch: Batch) -> tuple[Any, Any]:
         """Loss and outputs of a batch, while training."""
         outputs = to_loss_dtype(self.model(*self.recipe.inputs(batch), training=True), self.policy.loss)
         return self.recipe.loss(outputs, batch), outputs
 
-    def step(self, batches: Sequence[Batch], watched: bool = True) -> dict[str, Any]:
-        """One optimizer step on these micro-batches: loss, committed, flagged, calibrating, as tensors."""
-        key = (len(batches), watched)
+    def step(
+        self, batches: Sequence[Batch], watched: bool = True, health: Watch | None = None
+    ) -> dict[str, Any]:
+        """One optimizer step on these micro-batches: loss, committed, flagged, calibrating, as tensors; and
+        what was measured as `health`, where it is to be."""
+        key = (len(batches), watched, health)
         if key not in self._steps:
 
             def run(given: list[Any]) -> dict[str, Any]:
-                result = self.core.run(self.forward, given, self._committed, watched=watched)
+                with contextlib.nullcontext() if health is None else health.tracing():
+                    result = self.core.run(self.forward, given, self._committed, watched=watched)
                 return {
+                    "health": {} if health is None else health.outputs(),
                     "loss": result.loss,
                     "committed": result.committed,
                     "flagged": result.flagged,

@@ -97,6 +97,11 @@ class Recorder:
         if self.step % self._every == 0 or self.step == 1:
             self.log()
 
+    def went_back(self, steps: int) -> None:
+        """So many steps were taken back; they are taken again, and logged again."""
+        self.step -= steps
+        self._logged = min(self._logged, self.step)
+
     def log(self) -> None:
         """A row of what happened since the last one; none where nothing did."""
         if self.step == self._logged:

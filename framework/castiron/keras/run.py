@@ -15,9 +15,12 @@ from castiron.keras import checkpoints
 from castiron.keras.auditing import audit_before_training
 from castiron.keras.held import HeldSteps
 from castiron.keras.loaders import TensorLoader
+from castiron.keras.measuring import Measuring
 from castiron.keras.module import RecipeModel
 from castiron.keras.recorder import Recorder
+from castiron.keras.responding import Restore, RollbackPoints
 from castiron.keras.stopping import GracefulStop
+from castiron.policy import Plan
 from castiron.training.backend import Job, Outcome, Status
 from castiron.training.preparation import Prepared
 from castiron.training.run_directory import CONFIG
@@ -38,7 +41,7 @@ class TrainingRun:
         self._validation = self._loader("validation", self._config.limit_validation)
         self._steps = total_steps(self._config, len(self._train))
         self._module.prepare_training(self._steps)
-        self._held = HeldSteps(self._module.core, self._module.plan, self._origin, job.run.incidents)
+        self._held = HeldSteps(self._module.core, self._module.plan, self._origin, job.run.incidents, self)
         self._held.assets = job.run.assets
         self._held.config = (job.run.path / CONFIG).read_text(encoding="utf-8")
         self._best: list[Any] = [None, None, {}]
@@ -48,6 +51,9 @@ class TrainingRun:
         self._tried = 0
         self._overflows = 0
         self._message = ""
+        self._points: RollbackPoints | None = None
+        if self._policy.guard.response == "rollback":
+            self._points = RollbackPoints(self._policy.guard.rollback.steps, self._keep)
 
     def run(self) -> Outcome:
         job = self._job
@@ -55,6 +61,8 @@ class TrainingRun:
             job.reporter.say(note)
         state: dict[str, Any] = {}
         if job.checkpoint is not None:
+            for layer in checkpoints.read_state(job.checkpoint).get("responses", {}).get("promoted", ()):
+                self._held.plan = self.promote(layer)
             state = checkpoints.load(job.checkpoint, self._module, training=True)
         with EventWriter(
             job.run.path,
@@ -74,6 +82,7 @@ class TrainingRun:
     def _fit(self, writer: EventWriter, state: dict[str, Any]) -> Outcome:
         job, module = self._job, self._module
         recorder = self._recorder = Recorder(job, writer, module, self._steps, len(self._train))
+        self._health = Measuring(job, module, writer, resumed_at=state["step"] if state else None)
         recorder.open({split: data.report for split, data in self._prepared.datasets.items()})
         if state:
             self._resume(state)
@@ -90,6 +99,9 @@ class TrainingRun:
             recorder.held += 1
             self._write_last()
         finally:
+            if self._points is not None:
+                self._points.clear()
+            self._health.close()
             job.reporter.end()
             writer.flush()
         duration = time.perf_counter() - started
@@ -155,15 +167,21 @@ class TrainingRun:
 
     def _step(self, batches: list[dict[str, Any]]) -> None:
         module, recorder = self._module, self._recorder
+        if self._points is not None:
+            self._points.keep(recorder.step)
         module.schedule.set(recorder.step)
         self._tried += 1
         self._since_validation += len(batches)
         every = self._policy.guard.every
-        found = module.step(batches, every == 1 or self._tried % every == 1)
+        health = self._health.watch(recorder.step)
+        found = module.step(batches, every == 1 or self._tried % every == 1, health)
         rows = sum(int(b["row"].shape[0]) for b in batches)
         if bool(found["committed"]):
             recorder.committed(float(found["loss"]), rows, len(batches))
+            if health is not None:
+                self._health.committed(health, found["health"], recorder.step, recorder.held)
             return
+        self._health.held(recorder.step)
         recorder.batches_done += len(batches)
         verdict = module.core.verdict(found["flagged"], len(batches))
         scale = module.scaler.check() if verdict.gradients_only else None
@@ -174,6 +192,34 @@ class TrainingRun:
         told = self._held.respond(module.forward, batches, verdict, recorder.step, scale, epoch=epoch)
         recorder.held += 1
         self._job.reporter.findings([told])
+
+    # --- what a response does ------------------------------------------------------------------------
+
+    def go_back(self, at_least: int) -> int:
+        """See `Actions`. Batches are not gone back to: the ones that follow are taken."""
+        assert self._points is not None
+        steps = self._points.go_back(self._recorder.step, at_least)
+        self._recorder.went_back(steps)
+        return steps
+
+    def lower_learning_rate(self, factor: float) -> None:
+        """See `Actions`."""
+        self._module.schedule.scale *= factor
+
+    def promote(self, layer: str) -> Plan:
+        """See `Actions`."""
+        plan = self._module.promote(layer)
+        self._held.core = self._module.core
+        return plan
+
+    def _keep(self, step: int) -> tuple[Restore, Restore]:
+        path = self._path(f"rollback-{step}")
+        checkpoints.write(path, self._module, {"step": step})
+
+        def restore() -> None:
+            checkpoints.load(path, self._module, training=True)
+
+        return restore, lambda: path.unlink(missing_ok=True)
 
     def _is_over(self) -> bool:
         config = self._config
@@ -259,6 +305,7 @@ class TrainingRun:
                 "best": self._best,
                 "early": [self._early_best, self._waited],
                 "responses": self._held.responses.state_dict(),
+                "rate": self._module.schedule.scale,
             },
         )
 
@@ -269,6 +316,7 @@ class TrainingRun:
         self._tried, self._since_validation = state["tried"], state["since_validation"]
         self._best, (self._early_best, self._waited) = state["best"], state["early"]
         self._held.responses.load_state_dict(state["responses"])
+        self._module.schedule.scale = state.get("rate", 1.0)
 
     # --- data --------------------------------------------------------------------------------------
 

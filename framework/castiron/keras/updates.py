@@ -95,6 +95,17 @@ class Updates:
         masters = [t._value for t, v in zip(self.targets, self.parameters, strict=True) if t is not v]
         return [*(v._value for v in self.optimizer.variables), *(masters if self._keeps else ()), self._seed]
 
+    def take_over(self, optimizer: Any, former: Updates | None = None) -> None:
+        """Go on from the state of another optimizer of the same kind, and from the masters that it had."""
+        for before, after in zip(optimizer.variables, self.optimizer.variables, strict=False):
+            if tuple(before.shape) == tuple(after.shape):
+                after.assign(tf.cast(before._value, stored_dtype(after)))
+        if former is not None:
+            self._seed.assign(former._seed)
+            for own, old, new in zip(self.parameters, former.targets, self.targets, strict=True):
+                if old is not new and new is not own:
+                    new.assign(tf.cast(old._value, stored_dtype(new)))
+
     def adopt(self) -> None:
         """The parameters were written to from outside (a loaded checkpoint): masters follow where they are
         not the parameter's value with more digits."""

@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 import castiron.torch.replay
 from castiron.data import Schema
 from castiron.diagnostics import CastironError, Place
-from castiron.formats import is_wider
 from castiron.lightning.checkpoints import read_checkpoint
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.quiet import quiet_lightning
@@ -42,6 +41,7 @@ from castiron.training.backend import Remedies, Replayed, Tried
 from castiron.training.config import RunConfig
 from castiron.training.incident_folder import ASSETS, PARAMETERS, IncidentFolder, digest_of
 from castiron.training.recipe import Recipe
+from castiron.training.responses import promoted
 
 _SAY_LOSS = "Say how the loss is made: replay(path, module, loss_of=lambda module, batch, i: …)."
 LossOf = Callable[[Any, Any, int], Tensor]
@@ -289,16 +289,6 @@ class _Replay:
         if scaling.kind == "static":
             return scaling.scale
         return was if self._policy.scaling.kind == "dynamic" else scaling.initial
-
-
-def promoted(policy: PrecisionPolicy, layer: str) -> PrecisionPolicy:
-    """The policy with a layer (a path or a glob) computing in float32; its parameters too, where they are
-    narrower, as a layer cannot compute wider than it stores."""
-    layers: dict[str, dict[str, Any]] = {k: r.model_dump(exclude_none=True) for k, r in policy.layers.items()}
-    rule = {**layers.pop(layer, {}), "compute": "float32", "output": "float32"}
-    if is_wider("float32", rule.get("param", policy.param)):
-        rule["param"] = "float32"
-    return policy.replace(layers={**layers, layer: rule})
 
 
 # --- pieces --------------------------------------------------------------------------------------------

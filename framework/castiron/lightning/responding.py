@@ -12,8 +12,8 @@ import torch
 from castiron.lightning.averaging import AverageWeights
 from castiron.lightning.counts import Counts, counts, put_back
 from castiron.lightning.precision import PrecisionPlugin
-from castiron.lightning.replaying import promoted
 from castiron.policy import Plan
+from castiron.training.responses import promoted
 from castiron.training.run_directory import written
 
 

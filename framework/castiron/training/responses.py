@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from castiron.diagnostics import Finding, Place, finding
+from castiron.formats import is_wider
+from castiron.policy import PrecisionPolicy
 from castiron.policy.sections import GuardResponse, GuardSection
 from castiron.training.incident import Attribution, Incident
 
@@ -144,6 +146,16 @@ class Responses:
             expected=f"at most {budget.holds} held steps in {budget.window}",
             received=f"{len(self._recent)} in the last {min(budget.window, tried)}",
         )
+
+
+def promoted(policy: PrecisionPolicy, layer: str) -> PrecisionPolicy:
+    """The policy with a layer (a path or a glob) computing in float32; its parameters too, where they are
+    narrower, as a layer cannot compute wider than it stores."""
+    layers: dict[str, dict[str, Any]] = {k: r.model_dump(exclude_none=True) for k, r in policy.layers.items()}
+    rule = {**layers.pop(layer, {}), "compute": "float32", "output": "float32"}
+    if is_wider("float32", rule.get("param", policy.param)):
+        rule["param"] = "float32"
+    return policy.replace(layers={**layers, layer: rule})
 
 
 def _limit_spent(response: str, limit: int) -> Finding:
