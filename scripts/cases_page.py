@@ -25,8 +25,9 @@ are what it prints. The page is written by `python scripts/cases_page.py`.
 def main() -> int:
     import broken_trainings
     import healthy_trainings
+    import silent_trainings
     import torch
-    from case_kit import BROKEN, HEALTHY, train
+    from case_kit import BROKEN, HEALTHY, SILENT, find, train
 
     from castiron.training.incident_text import as_lines
 
@@ -41,6 +42,17 @@ def main() -> int:
         parts.append(
             f"## {case.title}\n\n{textwrap.fill(case.why, 110)} ({', '.join(case.policies)})\n\n"
             f"```python\n{case.source.rstrip()}\n```\n\n```text\n{block}\n```\n"
+        )
+    parts.append(
+        "## Silent faults\n\nNothing is held in these: every number is finite. What is wrong is told by the "
+        "advice of numerical health (N520 and on), measured every so many steps, or by the audit (F3xx).\n"
+    )
+    for silent in SILENT.values():
+        told = next(f for f in find(silent, silent.policies[0])[0] if f.code == silent.code)
+        block = str(told).replace(str(Path(silent_trainings.__file__)), "train.py")
+        parts.append(
+            f"### {silent.title}\n\n{textwrap.fill(silent.why, 110)} ({', '.join(silent.policies)})\n\n"
+            f"```python\n{silent.source.rstrip()}\n```\n\n```text\n{block}\n```\n"
         )
     parts.append("## What is left in peace\n\nNothing is held, and nothing reported, in these:\n")
     for name, (make, policies) in HEALTHY.items():

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from castiron import NumericIncident, PrecisionPolicy
+from castiron.diagnostics import Finding
 from castiron.torch import transaction
+from castiron.torch.audit import audit
+from castiron.torch.health.monitor import HealthMonitor
 from castiron.training.incident import Incident
 
 
@@ -70,7 +73,27 @@ class Case:
         return inspect.getsource(self.make).partition("\ndef ")[2].join(("def ", ""))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Silent:
+    """A training that learns nothing, or the wrong thing, while every number is finite."""
+
+    name: str
+    title: str
+    why: str
+    make: Callable[[], Training]
+    policies: tuple[str, ...]
+    code: str
+    """What says so: advice on numerical health (N52x), or the audit (F3xx)."""
+    module: str | None = None
+    says: str | None = None
+
+    @property
+    def source(self) -> str:
+        return inspect.getsource(self.make).partition("\ndef ")[2].join(("def ", ""))
+
+
 BROKEN: dict[str, Case] = {}
+SILENT: dict[str, Silent] = {}
 HEALTHY: dict[str, tuple[Callable[[], Training], tuple[str, ...]]] = {}
 
 Make = Callable[[], Training]
@@ -96,6 +119,20 @@ def broken(
     return register
 
 
+def silent(
+    title: str, why: str, *, policies: Sequence[str] = ("float32",), **expected: Any
+) -> Callable[[Make], Make]:
+    """Register a training that nothing stops, and that must be found all the same."""
+
+    def register(make: Make) -> Make:
+        SILENT[make.__name__] = Silent(
+            name=make.__name__, title=title, why=why, make=make, policies=tuple(policies), **expected
+        )
+        return make
+
+    return register
+
+
 def healthy(*policies: str) -> Callable[[Make], Make]:
     """Register a training in which every step must be committed."""
 
@@ -104,6 +141,33 @@ def healthy(*policies: str) -> Callable[[Make], Make]:
         return make
 
     return register
+
+
+def find(case: Silent, policy: str) -> tuple[list[Finding], int]:
+    """What is said of a silent fault, and how many steps were committed. The audit looks at one step; health
+    is measured at every one."""
+    torch.manual_seed(0)
+    training = case.make()
+    model, loss_of = training.model, training.loss_of
+    whole = PrecisionPolicy.preset(policy, health={"every": 1}, **dict(training.precision))
+    if case.code.startswith("F"):
+        report = audit(model, training.batches[0], whole, call=lambda m, b: m(b["x"]))
+        return list(report.findings), 0
+    (optimizer,) = training.optimizers or [torch.optim.SGD(model.parameters(), lr=0.01)]
+    monitor = HealthMonitor(model, optimizer, whole, histograms_every=1)
+
+    def seen(batch: Any) -> Tensor:
+        loss: Tensor = loss_of(batch)
+        monitor.see_loss(loss)
+        return loss
+
+    hook = optimizer.register_step_pre_hook(lambda *_: monitor.before_update())
+    with transaction(model, optimizer, whole) as step:
+        for batch in training.batches:
+            with monitor.step():
+                step(seen, batch)
+    hook.remove()
+    return monitor.news(), step.committed
 
 
 @dataclass
