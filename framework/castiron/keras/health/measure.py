@@ -118,7 +118,8 @@ class _Bits:
     def __init__(self, wide: bool) -> None:
         self.bins, self.fraction = (2048, 52) if wide else (256, 23)
         self.real, self.kind = (tf.float64, tf.int64) if wide else (tf.float32, tf.int32)
-        self.real_np, self.kind_np = (np.float64, np.int64) if wide else (np.float32, np.int32)
+        self.real_np: Any = np.float64 if wide else np.float32
+        self.kind_np: Any = np.int64 if wide else np.int32
         self.magnitude = 2**63 - 1 if wide else 2**31 - 1
         self.infinity = (self.bins - 1) << self.fraction
         self.bias = self.bins // 2 - 1
