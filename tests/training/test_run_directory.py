@@ -238,3 +238,11 @@ def test_the_names_of_the_files_are_those_people_rely_on():
         "environment.json",
         "checkpoints",
     )
+
+
+def test_what_a_resumed_run_writes_again_is_dropped(tmp_path):
+    run = made(tmp_path)
+    for row in ({"step": 1}, {"step": 2, "validation/loss": 1.0}, {"step": 2, "test/loss": 1.0}, {"step": 3}):
+        run.log_metrics(row)
+    run.trim_metrics(2)
+    assert run.metrics() == [{"step": 1}, {"step": 2, "validation/loss": 1.0}]

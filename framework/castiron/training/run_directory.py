@@ -282,10 +282,14 @@ class RunDirectory:
         return rows
 
     def trim_metrics(self, step: int) -> None:
-        """Drop rows later than this step, and a torn last line: a resumed run writes them again."""
+        """Drop rows later than this step, the test's, and a torn last line: a resumed run writes them again."""
         self.close()
         if (self.path / METRICS).exists():
-            kept = [r for r in self.metrics() if r.get("step", 0) <= step]
+            kept = [
+                r
+                for r in self.metrics()
+                if r.get("step", 0) <= step and not any(name.startswith("test/") for name in r)
+            ]
             self.write_text(METRICS, "".join(json.dumps(r) + "\n" for r in kept))
 
     def close(self) -> None:

@@ -1,0 +1,248 @@
+"""Kill trainings at random instants, resume them, and compare where they end with one that nobody killed.
+
+    python scripts/kill_test.py --kills 100
+
+Each run is a process of its own that trains a small lstm-sentiment with accumulation, an average of the
+weights, a schedule, dropout and shuffled data, a checkpoint after every other step. It is killed (SIGKILL)
+once, or `--times` times, at an instant drawn from the whole of an uninterrupted run: set-up, steps, validation,
+a checkpoint half written. Then it is resumed until it completes, and these must be equal, bit for bit, to the
+uninterrupted run: the weights of the last checkpoint, those of the best one, the rows of metrics.jsonl but for
+their clock, and the test metrics.
+
+Processes are forked from one that has imported torch and trained nothing, so that a run takes a second or two;
+`--fresh` starts each by the command line instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CONFIG = (
+    "data.batch_size=16",
+    "model.embedding=8",
+    "model.hidden=8",
+    "model.layers=2",
+    "model.text.max_vocabulary=200",
+    "health.every=1000",
+    "optimizer.schedule=cosine",
+    "trainer.accumulate=2",
+    "trainer.ema=0.9",
+    "trainer.limit_train=12",
+    "trainer.limit_validation=2",
+    "trainer.limit_test=1",
+    "trainer.max_epochs=4",
+    "trainer.validate_every=0.5",
+    "trainer.checkpoint_every=2",
+    "trainer.log_every=1",
+    "trainer.threads=1",
+    "audit.level=off",
+)
+ROWS = {"train": 192, "validation": 40, "test": 20}
+"""Split → rows."""
+POLICIES = ("float32", "bf16-mixed", "bf16-true")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100, help="runs that are killed")
+    parser.add_argument("--times", type=int, default=1, help="kills per run")
+    parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    parser.add_argument("--policies", default=",".join(POLICIES), help="policies, in turn")
+    parser.add_argument("--fresh", action="store_true", help="start each run by the command line")
+    parser.add_argument("--folder", type=Path, help="where runs are kept; a temporary folder by default")
+    parser.add_argument("--json", action="store_true", help="the account, for programs")
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="castiron-kills-"))
+    try:
+        account = kill(
+            folder,
+            kills=arguments.kills,
+            times=arguments.times,
+            seed=arguments.seed,
+            policies=arguments.policies.split(","),
+            start=by_command if arguments.fresh else by_fork,
+            tell=(lambda line: None) if arguments.json else lambda line: print(line, flush=True),
+        )
+    finally:
+        if arguments.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(account, indent=2) if arguments.json else as_text(account))
+    return 0 if account["different"] == 0 else 1
+
+
+Start = Callable[[Path, str, str, bool], int]
+"""Folder of runs, policy, name, whether it goes on → process id."""
+
+
+def kill(
+    folder: Path,
+    *,
+    kills: int,
+    times: int = 1,
+    seed: int = 0,
+    policies: list[str],
+    start: Start,
+    tell: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Kill so many runs and resume them. → the account."""
+    draw = random.Random(seed)
+    write_data(folder)
+    wait(start(folder, policies[0], "warm-up", False))
+    whole: dict[str, tuple[dict[str, Any], float]] = {}
+    for policy in policies:
+        began = time.monotonic()
+        code = wait(start(folder, policy, f"whole-{policy}", False))
+        took = time.monotonic() - began
+        if code != 0:
+            raise SystemExit(f"The uninterrupted run under {policy} ended with {code}.")
+        whole[policy] = (end_of(folder / "lstm-sentiment" / f"whole-{policy}"), took)
+        tell(f"whole run under {policy}: {took:.2f} s, weights {whole[policy][0]['last'][:12]}")
+    moments: Counter[str] = Counter()
+    different: list[str] = []
+    killed = 0
+    for number in range(kills):
+        policy = policies[number % len(policies)]
+        expected, took = whole[policy]
+        run = folder / "lstm-sentiment" / f"killed-{number}"
+        for time_ in range(times):
+            process = start(folder, policy, run.name, time_ > 0)
+            time.sleep(draw.uniform(0, took))
+            if ended(process):
+                moments["had ended already"] += 1
+                break
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            killed += 1
+            moments[moment(run)] += 1
+        code = wait(start(folder, policy, run.name, True))
+        found = end_of(run) if code == 0 else {"exit code": code}
+        if found != expected:
+            parts = [k for k in {**expected, **found} if expected.get(k) != found.get(k)]
+            different.append(f"{run.name} under {policy}: {', '.join(parts)} differ")
+            tell(different[-1])
+        else:
+            shutil.rmtree(run)
+    return {
+        "runs": kills,
+        "killed": killed,
+        "different": len(different),
+        "which": different,
+        "killed while": dict(moments.most_common()),
+        "weights": {p: e["last"] for p, (e, _) in whole.items()},
+    }
+
+
+def write_data(folder: Path) -> None:
+    """Small files of made-up reviews: reading the recipe's own data would take longer than the training."""
+    draw = random.Random(1)
+    words = ["good", "bad", "film", "plot", "a", "the", "very", "not", "fun", "dull", "actor", "scene"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in ROWS.items():
+        lines = ["text,label"]
+        for _ in range(rows):
+            text = draw.choices(words, k=draw.randint(3, 20))
+            lines.append(f"{' '.join(text)},{int(text.count('good') > text.count('bad'))}")
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def as_text(account: dict[str, Any]) -> str:
+    lines = [
+        f"{account['killed']} kills in {account['runs']} runs; {account['different']} ended differently."
+    ]
+    lines += [f"  {count:4d}  {what}" for what, count in account["killed while"].items()]
+    return "\n".join(lines)
+
+
+# --- processes --------------------------------------------------------------------------------------------
+
+
+def by_command(folder: Path, policy: str, name: str, again: bool) -> int:
+    """A run by the command line, in a Python of its own."""
+    command = [sys.executable, "-m", "castiron", "train", *arguments_of(folder, policy, name, again), "-q"]
+    with open(os.devnull, "wb") as nowhere:
+        return subprocess.Popen(command, stdout=nowhere, stderr=nowhere).pid
+
+
+def by_fork(folder: Path, policy: str, name: str, again: bool) -> int:
+    """The same, in a copy of this process."""
+    import castiron_recipes.lstm_sentiment.model  # noqa: F401
+    from castiron.cli.main import run
+    from castiron.lightning import session  # noqa: F401
+
+    child = os.fork()
+    if child:
+        return child
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    code = 1
+    try:
+        code = run(["train", *arguments_of(folder, policy, name, again), "--quiet"])
+    finally:
+        os._exit(code)
+
+
+def arguments_of(folder: Path, policy: str, name: str, again: bool) -> list[str]:
+    """What to say to `castiron train`. A run that was killed before it had a config is begun again."""
+    run = folder / "lstm-sentiment" / name
+    if again and (run / "config.yaml").exists():
+        return ["--resume", str(run), "--runs", str(folder)]
+    files = [f"data.{split}={folder / split}.csv" for split in ROWS]
+    return ["lstm-sentiment", *CONFIG, *files, f"precision={policy}", "--name", name, "--runs", str(folder)]
+
+
+def wait(process: int) -> int:
+    """The exit code of a process, once it has ended."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def ended(process: int) -> bool:
+    return os.waitpid(process, os.WNOHANG)[0] == process
+
+
+def moment(run: Path) -> str:
+    """What a killed run was about, as far as its folder tells."""
+    if not (run / "config.yaml").exists():
+        return "before its config was written"
+    if list(run.glob("checkpoints/.*")):
+        return "a checkpoint half written"
+    if not list(run.glob("checkpoints/*.ckpt")):
+        return "before its first checkpoint"
+    return "between checkpoints"
+
+
+def end_of(run: Path) -> dict[str, Any]:
+    """What must be equal: weights of the last and the best checkpoint, and what was logged."""
+    from castiron.training.checkpoint_file import check_intact
+    from castiron.training.manifest import read_manifest
+
+    found: dict[str, Any] = {}
+    for name in ("last", "best"):
+        path = run / "checkpoints" / f"{name}.ckpt"
+        check_intact(path)
+        manifest = read_manifest(path)
+        assert manifest is not None
+        found[name] = manifest.weights
+        found[f"{name} step"] = manifest.step
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found["rows"] = [{k: v for k, v in row.items() if k != "items_per_s"} for row in rows]
+    summary = json.loads((run / "summary.json").read_text())
+    found["test"] = summary["metrics"]["test"]
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
