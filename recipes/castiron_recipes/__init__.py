@@ -1,6 +1,7 @@
 """Recipes that ship with castiron: one folder each, to run, read and subclass."""
 
+from castiron_recipes.image_classifier import ImageClassifier
 from castiron_recipes.lstm_sentiment import LSTMSentiment
 from castiron_recipes.tabular import Tabular
 
-__all__ = ["LSTMSentiment", "Tabular"]
+__all__ = ["ImageClassifier", "LSTMSentiment", "Tabular"]

@@ -246,14 +246,12 @@ class _Load:
                 if not index.rows and not skipped:
                     self._fatal.append(self._no_rows(source))
             self._skipped += skipped
-            self._report.files.append(
-                FileReport(
-                    file=source.file.name,
-                    rows=index.rows + skipped,
-                    bytes=source.file.size,
-                    blake3=source.file.digest,
+            for file in (source.file, *source.beside):
+                self._report.files.append(
+                    FileReport(
+                        file=file.name, rows=index.rows + skipped, bytes=file.size, blake3=file.digest
+                    )
                 )
-            )
 
     def _take(self, block: Block, source: Source, index: LineIndex) -> int:
         if index.rows == 0:

@@ -8,6 +8,7 @@ from pathlib import Path
 from castiron.data.options import ReadOptions
 from castiron.data.readers.delimited import DelimitedSource, spellings_of
 from castiron.data.readers.files import DataFile, format_for
+from castiron.data.readers.idx import IdxSource
 from castiron.data.readers.jsonl import JsonLinesSource
 from castiron.data.readers.npz import NpzSource
 from castiron.data.readers.parquet import ParquetSource
@@ -33,4 +34,6 @@ def open_source(
         return ParquetSource(file, schema, options, mapping)
     if kind == "npz":
         return NpzSource(file, schema, options, mapping)
+    if kind == "idx":
+        return IdxSource(file, schema, options, mapping)
     return DelimitedSource(file, schema, options, mapping, tabs=kind == "tsv")

@@ -41,6 +41,7 @@ class DelimitedSource:
     """One file of rows and cells."""
 
     unit = "line"
+    beside: tuple[DataFile, ...] = ()
     has_cells = True
     rows: int | None = None
 

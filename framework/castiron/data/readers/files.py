@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import gzip
+import re
 import tempfile
 import threading
 import zlib
@@ -84,8 +85,10 @@ def is_gzip(path: Path) -> bool:
 
 
 def format_of(path: Path) -> Format | None:
-    """The format that the suffix stands for, before `.gz`."""
+    """The format that the suffix stands for, before `.gz`; MNIST's files have none, and are named by idx."""
     name = path.with_suffix("") if is_gzip(path) else path
+    if re.search(r"[-.]idx\d-ubyte$", name.name):
+        return "idx"
     return _FORMATS.get(name.suffix.lower())
 
 

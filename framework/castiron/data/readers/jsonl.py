@@ -29,6 +29,7 @@ class JsonLinesSource:
     """One file of JSON objects."""
 
     unit = "line"
+    beside: tuple[DataFile, ...] = ()
     has_cells = False
     rows: int | None = None
 

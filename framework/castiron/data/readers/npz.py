@@ -32,6 +32,7 @@ class NpzSource:
     """One .npz file. Arrays are [rows, *shape]."""
 
     unit = "row"
+    beside: tuple[DataFile, ...] = ()
     has_cells = False
     rows: int | None = None
 

@@ -24,6 +24,7 @@ class ParquetSource:
     """One Parquet file."""
 
     unit = "row"
+    beside: tuple[DataFile, ...] = ()
     has_cells = False
     rows: int | None = None
 

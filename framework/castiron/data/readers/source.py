@@ -97,6 +97,8 @@ class Source(Protocol):
     """A file that is being read."""
 
     file: DataFile
+    beside: tuple[DataFile, ...]
+    """Files that hold other columns of the same rows."""
     columns: FileColumns
     unit: str
     """What `Block.lines` counts: line or row."""
