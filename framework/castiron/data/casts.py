@@ -21,6 +21,9 @@ Loss = Literal[
 ]
 """Why a cast is lossy."""
 
+_BLOCK = 1 << 14
+"""Numbers cast at a time: what is kept of them meanwhile fits a cache of 1 MiB."""
+
 _FAR = {"float32": np.float32, "float16": np.float16}
 
 
@@ -224,20 +227,50 @@ def _float_to_float(
     within: tuple[float, float] | None,
 ) -> CastResult:
     x = values.astype(np.float64, copy=False)
-    result = _round(x, target)
-    back = result if target.name == "float64" else result.astype(np.float64)
-    changed = back != x
-    if not changed.any():
-        return CastResult(result, None, None, 0.0, 0)
-    # The largest relative error from the ratio, which costs a pass less than the difference; it is right to
-    # a billionth. fmax and fmin pass over NaN: 0/0 where a zero stayed zero, and a NaN that stayed NaN.
-    ratio = back / x
-    largest = max(float(np.fmax.reduce(ratio, axis=None)) - 1, 1 - float(np.fmin.reduce(ratio, axis=None)))
-    plain = integers is None and tolerance is None and largest <= target.spacing / 2 * (1 + 1e-6)
     known = within is not None and -target.max <= within[0] and within[1] <= target.max
-    if plain and (known or not np.isnan(back).any()):
+    result, changed, largest, odd = _in_blocks(x, target, known)
+    if largest is None:
+        return CastResult(result, None, None, 0.0, 0)
+    if not odd and integers is None and tolerance is None and largest <= target.spacing / 2 * (1 + 1e-6):
         return CastResult(result, changed, None, largest, 0)
+    back = result if target.name == "float64" else result.astype(np.float64)
     return _examined(x, back, result, changed, target, integers, tolerance)
+
+
+def _in_blocks(
+    x: np.ndarray, target: NumberFormat, known: bool
+) -> tuple[np.ndarray, np.ndarray, float | None, bool]:
+    """The cast, what it changed, the largest relative error (None where nothing changed), and whether there
+    is a NaN. In blocks that stay in the processor's cache: that halves the time.
+
+    Args:
+        x: float64, any shape.
+        known: there is no NaN, and nothing overflows.
+    """
+    result = np.empty(x.shape, target.numpy_dtype)
+    changed = np.empty(x.shape, bool)
+    flat, casts, masks = x.reshape(-1), result.reshape(-1), changed.reshape(-1)
+    size = min(_BLOCK, flat.size)
+    wide, ratios = np.empty(size), np.empty(size)
+    largest: float | None = None
+    odd = False
+    for start in range(0, flat.size, _BLOCK):
+        stop = min(start + _BLOCK, flat.size)
+        values, back, ratio = flat[start:stop], wide[: stop - start], ratios[: stop - start]
+        mask = masks[start:stop]
+        casts[start:stop] = _round(values, target)
+        back[...] = casts[start:stop]
+        np.not_equal(back, values, out=mask)
+        if not mask.any():
+            continue
+        # The largest relative error from the ratio, which costs a pass less than the difference; it is right
+        # to a billionth. fmax and fmin pass over NaN: 0/0 where a zero stayed zero, and a NaN that stayed NaN.
+        np.divide(back, values, out=ratio)
+        error = max(float(np.fmax.reduce(ratio)) - 1, 1 - float(np.fmin.reduce(ratio)))
+        if largest is None or not error <= largest:
+            largest = error
+        odd = odd or (not known and bool(np.isnan(back).any()))
+    return result, changed, largest, odd
 
 
 def _examined(
