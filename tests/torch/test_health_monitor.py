@@ -285,6 +285,17 @@ def test_a_layer_near_65504() -> None:
     PrecisionPolicy.model_validate({"preset": "fp16-mixed", "layers": {"scores": {"compute": "float32"}}})
 
 
+def test_a_layer_near_65504_that_does_not_grow() -> None:
+    model = nn.Linear(4, 4, bias=False).half()
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(4) * 40000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x = torch.ones(2, 4).half()
+    _, found = train(model, optimizer, lambda i: model(x).float().mean() * 1e-3, "fp16-true")
+    assert codes(found)[0] == "N522"
+    assert "it overflows in" not in str(found[0])
+
+
 def test_a_scale_that_is_stuck() -> None:
     model = mlp()
     policy = PrecisionPolicy.preset("fp16-mixed", health={"every": 1})

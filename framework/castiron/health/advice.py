@@ -212,11 +212,13 @@ class Advisor:
         rule = f'layers: {{"{path}": {{compute: {wider}}}}}'
         trend = list(self._largest.get((kind, layer), ()))
         left = steps_left(trend, limit)
-        rate = f"; at the rate of the last {len(trend)} measurements it overflows in {left:,} steps"
+        rate = ""
+        if left:
+            rate = f"; at the rate of the last {len(trend)} measurements it overflows in {left:,} steps"
         return finding(
             "N522",
             f"The {kind} of a layer are within {max(up, 0):.1f} binades of the largest {dtype} "
-            f"({largest:,.6g} of {limit:,.6g}){rate if left else ''}",
+            f"({largest:,.6g} of {limit:,.6g}){rate}",
             place=Place(module=path, phase="forward" if kind == "activations" else "backward"),
             expected=f"at least {NEAR:g} binades of headroom",
             received=f"{up:.2f}",
