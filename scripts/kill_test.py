@@ -4,13 +4,13 @@
 
 Each run is a process of its own that trains a small lstm-sentiment with accumulation, an average of the
 weights, a schedule, dropout and shuffled data, a checkpoint after every other step. It is killed (SIGKILL)
-once, or `--times` times, at an instant drawn from the whole of an uninterrupted run: set-up, steps, validation,
-a checkpoint half written. Then it is resumed until it completes, and these must be equal, bit for bit, to the
-uninterrupted run: the weights of the last checkpoint, those of the best one, the rows of metrics.jsonl but for
-their clock, and the test metrics.
+once, or `--times` times, at an instant drawn from the whole of an uninterrupted run: set-up, steps,
+validation, a checkpoint half written. Then it is resumed until it completes, and these must be equal, bit for
+bit, to the uninterrupted run: the weights of the last checkpoint, those of the best one, the rows of
+metrics.jsonl but for their clock, and the test metrics.
 
-Processes are forked from one that has imported torch and trained nothing, so that a run takes a second or two;
-`--fresh` starts each by the command line instead.
+Processes are forked from one that has imported torch and trained nothing, so that a run takes a second or
+two; `--fresh` starts each by the command line instead.
 """
 
 from __future__ import annotations

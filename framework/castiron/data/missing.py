@@ -7,6 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from castiron.data.files import written_atomically
+from castiron.diagnostics import DataError, Place, finding
+
 
 class FittedValue(BaseModel):
     """What one field's missing values become."""
@@ -30,8 +33,20 @@ class FittedMissing(BaseModel):
     """Fitted value of each field with missing: mean or median."""
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        """Write the values as JSON, whole or not at all."""
+        with written_atomically(path) as file:
+            file.write(self.model_dump_json(indent=2).encode() + b"\n")
 
     @classmethod
     def load(cls, path: str | Path) -> FittedMissing:
-        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        """What `save` wrote.
+
+        Raises:
+            DataError: the file is missing or damaged (X822).
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except (OSError, ValueError) as e:
+            reason = (e.strerror or str(e)) if isinstance(e, OSError) else "it is not what was written"
+            message = f"The values that stand in for missing ones cannot be read: {reason}."
+            raise DataError(finding("X822", message, place=Place(file=str(path)))) from None

@@ -166,7 +166,7 @@ class TextEncoder:
             record = json.loads(Path(path).read_bytes())
         except OSError as error:
             raise _unreadable(path, error.strerror or "an unreadable file") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _unreadable(path, f"broken JSON ({error})") from error
         if not isinstance(record, dict) or record.get("format") != _FORMAT:
             raise _unreadable(path, "a JSON file of another kind")
@@ -183,6 +183,13 @@ class TextEncoder:
             raise _unreadable(path, f"a tokenizer that does not load ({error})") from error
         if tuple(tokenizer.id_to_token(i) for i in (PAD, UNKNOWN)) != SPECIAL:
             raise _unreadable(path, "a tokenizer whose ids 0 and 1 are not padding and unknown")
+        ids = sorted(tokenizer.get_vocab().values())
+        if ids != list(range(len(ids))):
+            raise _unreadable(path, "a tokenizer whose ids have gaps")
+        try:
+            tokenizer.encode_batch_fast(["\U0010ffff a"])
+        except Exception as error:  # as above; a file may load and still not encode
+            raise _unreadable(path, f"a tokenizer that does not encode ({error})") from error
         encoder._tokenizer = tokenizer
         return encoder
 

@@ -208,7 +208,7 @@ class RunDirectory:
         except FileNotFoundError:
             place = Place(file=str(path))
             raise RunError(finding("X818", f"The run has no '{name}'.", place=place)) from None
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise RunError(
                 finding("X822", f"The file cannot be read: {e}", place=Place(file=str(path)))
             ) from e
@@ -252,7 +252,10 @@ class RunDirectory:
         """The content of `summary.json`; `{"status": "running"}` while there is none."""
         if not (self.path / SUMMARY).exists():
             return {"status": "running"}
-        summary: dict[str, Any] = self.read_json(SUMMARY)
+        summary = self.read_json(SUMMARY)
+        if not isinstance(summary, dict):
+            place = Place(file=str(self.path / SUMMARY))
+            raise RunError(finding("X822", "The file is no summary of a run.", place=place))
         return summary
 
     # --- metrics -----------------------------------------------------------------------------------
@@ -274,15 +277,20 @@ class RunDirectory:
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                if number < len(lines):  # a whole line ends with a line break
-                    place = Place(file=str(path), line=number)
-                    raise RunError(finding("X822", "The line is not JSON.", place=place)) from None
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            whole = number < len(lines)  # a whole line ends with a line break
+            if isinstance(row, dict) and _is_number(row.get("step", 0)):
+                rows.append(row)
+            elif whole:
+                place = Place(file=str(path), line=number)
+                message = "The line is not JSON." if row is None else "The line is no row of metrics."
+                raise RunError(finding("X822", message, place=place)) from None
         return rows
 
     def trim_metrics(self, step: int) -> None:
-        """Drop rows later than this step, the test's, and a torn last line: a resumed run writes them again."""
+        """Drop what a resumed run writes again: rows later than this step, those of the test, a torn line."""
         self.close()
         if (self.path / METRICS).exists():
             kept = [
@@ -405,6 +413,10 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def timestamp() -> str:
