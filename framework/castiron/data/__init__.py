@@ -15,6 +15,7 @@ from castiron.data.text import Coverage, TextEncoder
 from castiron.data.tokenization import TextConfig
 from castiron.data.vectors import Vectors, load_vectors
 from castiron.data.verdict import ContractError
+from castiron.data.windows import Windows
 
 __all__ = [
     "BadCell",
@@ -39,6 +40,7 @@ __all__ = [
     "TextConfig",
     "TextEncoder",
     "Vectors",
+    "Windows",
     "cast",
     "check",
     "load",

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from castiron.data.order import EpochOrder
 from castiron.data.ragged import Int64, Ragged
+from castiron.data.windows import Windows
 from castiron.diagnostics import DataError, Finding, Place, finding
 from castiron.formats import FORMATS
 
@@ -18,7 +19,7 @@ Batch = dict[str, np.ndarray]
 """Dense fields [B, ...] in their dtype; of a ragged field F, F int64 [B, T] and F_length int64 [B]; and row,
 int64 [B]."""
 
-Columns = Mapping[str, np.ndarray | Ragged]
+Columns = Mapping[str, np.ndarray | Ragged | Windows]
 
 ROW = "row"
 LENGTH = "_length"
@@ -167,6 +168,8 @@ def _unformatted(column: Any) -> tuple[str, str | None] | None:
     text = "Encode text with a TextEncoder, or numbers in text through a schema."
     if isinstance(column, pa.ChunkedArray | pa.Array):
         return f"{column.type} of Arrow", text if "string" in str(column.type) else None
+    if isinstance(column, Windows):
+        column = column.values
     if not isinstance(column, np.ndarray):
         if isinstance(column, list | tuple):
             return _described_objects(list(column), type(column).__name__)
@@ -202,8 +205,9 @@ def _described_objects(items: list[Any], container: str) -> tuple[str, str | Non
     return f"{container} of {', '.join(kinds) or 'nothing'}", "Make a NumPy array of the field's dtype."
 
 
-def _native(column: np.ndarray | Ragged) -> np.ndarray | Ragged:
+def _native(column: np.ndarray | Ragged | Windows) -> np.ndarray | Ragged | Windows:
     """The column in the machine's byte order (files may have the other one); an exact change."""
     if isinstance(column, Ragged) or column.dtype.isnative:
         return column
-    return column.astype(column.dtype.newbyteorder("="))
+    native = column.dtype.newbyteorder("=")
+    return column.in_format(native) if isinstance(column, Windows) else column.astype(native)

@@ -33,8 +33,8 @@ class Batches:
             batch["row"]          # int64 [B], for Dataset.origin
 
     Args:
-        columns: Arrays [N, ...] and Ragged [N]. float64 is refused unless named in `allow_float64`; objects,
-            text and ragged lists always.
+        columns: Arrays [N, ...], Ragged [N] and Windows [N]. float64 is refused unless named in
+            `allow_float64`; objects, text and ragged lists always.
         batch_size: Rows of a batch, on each rank.
         shuffle: Whether each epoch has an order of its own, made from (seed, epoch) alone.
         bucket_by: A ragged column; batches then hold rows of like length, the longest first within a batch.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from castiron.data import Batches, Dataset, FittedMissing, Ragged
+from castiron.data import Batches, Dataset, FittedMissing, Ragged, Windows
 from castiron.training.backend import Job
 from castiron.training.recipe import Recipe
 from castiron.training.splits import SPLITS, load_splits
@@ -58,9 +58,15 @@ def prepare(job: Job, wanted: Sequence[str] = SPLITS) -> Prepared:
     return Prepared(recipe=recipe, datasets=datasets, batches=batches)
 
 
-def make_batches(recipe: Recipe, columns: Mapping[str, np.ndarray | Ragged], *, training: bool) -> Batches:
-    """Batches of encoded rows, as the config says; `row` is the number of the row in its data set."""
+def make_batches(
+    recipe: Recipe, columns: Mapping[str, np.ndarray | Ragged | Windows], *, training: bool
+) -> Batches:
+    """Batches of encoded rows, as the config says; `row` is the number of the row in its data set.
+
+    A window's is that of its first row: of the first column that is of windows.
+    """
     config = recipe.run
+    starts = next((c.starts for c in columns.values() if isinstance(c, Windows)), None)
     schema = recipe.schema()
     return Batches(
         columns,
@@ -68,5 +74,6 @@ def make_batches(recipe: Recipe, columns: Mapping[str, np.ndarray | Ragged], *, 
         shuffle=training,
         seed=config.seed,
         bucket_by=recipe.bucket_by if config.data.bucket else None,
+        row_numbers=starts,
         allow_float64=frozenset(f.name for f in schema.fields if f.dtype == "float64"),
     )

@@ -57,7 +57,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut (He et al., 2016), which alone it is at first: its last norm is 0."""
+    """Two convolutions beside a shortcut (He et al., 2016); its last norm begins at 0, and so do they."""
 
     def __init__(self, before: int, width: int, *, stride: int) -> None:
         super().__init__()

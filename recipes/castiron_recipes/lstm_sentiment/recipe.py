@@ -12,6 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from castiron.data import Dataset, Field, Ragged, Schema, TextConfig, TextEncoder, load_vectors
 from castiron.training import Recipe
+from castiron_recipes.lstm_sentiment.carrying import to_tensorflow, to_torch
 from castiron_recipes.lstm_sentiment.reviews import generate
 
 Share = Annotated[float, Within(ge=0, lt=1)]
@@ -136,6 +137,9 @@ class LSTMSentiment(Recipe):
             word_dropout=c.word_dropout,
             vectors=vectors,
         )
+
+    def carried(self, weights: Mapping[str, np.ndarray], to: str) -> dict[str, np.ndarray]:
+        return to_tensorflow(weights) if to == "tensorflow" else to_torch(weights)
 
     def inputs(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
         return batch["text"], batch["text_length"]
