@@ -1,6 +1,6 @@
 """Benchmarks against what a user would else run: `python scripts/bench.py NAME [options]`.
 
-Names: loop, data, guard, health.
+Names: loop, data, guard, keras, audit, health.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ def main() -> None:
         from bench_data import main as run
     elif name == "guard":
         from bench_guard import main as run
+    elif name == "keras":
+        from bench_keras import main as run
+    elif name == "audit":
+        from bench_audit import main as run
     elif name == "health":
         from bench_health import main as run
     else:
