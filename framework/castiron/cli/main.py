@@ -13,6 +13,7 @@ from castiron.cli import (
     audit,
     board,
     configs,
+    convert,
     data,
     doctor,
     evaluate,
@@ -82,6 +83,7 @@ for name, command in (
     ("doctor", doctor.doctor),
     ("inspect", inspect.inspect),
     ("export", inspect.export),
+    ("convert", convert.convert),
     ("rules", rules.rules),
     ("board", board.board),
 ):

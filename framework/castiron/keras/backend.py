@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from castiron.keras.capability import device_capability
 from castiron.policy import DeviceCapability, PrecisionPolicy
 from castiron.training.backend import BackendName, Job, Outcome, Preview, Remedies, Replayed, Split
@@ -53,6 +55,18 @@ class KerasBackend:
         from castiron.keras.auditing import audit_model
 
         return audit_model(model, inputs, policy)
+
+    def weights(self, job: Job) -> dict[str, np.ndarray]:
+        """What the model of `job.checkpoint` stores, by name, in its own formats."""
+        from castiron.keras import session
+
+        return session.weights(job)
+
+    def adopt(self, job: Job, weights: Mapping[str, np.ndarray]) -> None:
+        """Write a checkpoint of these weights, in the formats of the plan, as the run's best."""
+        from castiron.keras import session
+
+        session.adopt(job, weights)
 
     def replay(
         self, folder: IncidentFolder, config: RunConfig, recipe: type[Recipe], remedies: Remedies

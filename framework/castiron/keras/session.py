@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from castiron.diagnostics import ConfigError, Place, finding
@@ -16,6 +17,7 @@ from castiron.keras.capability import resolve_device
 from castiron.keras.determinism import deterministic_operations, seed_everything, set_threads
 from castiron.keras.loaders import TensorLoader
 from castiron.keras.module import RecipeModel
+from castiron.keras.modules import variables
 from castiron.keras.run import TrainingRun
 from castiron.keras.switches import matmul_switches
 from castiron.training.audit import AuditReport
@@ -84,6 +86,31 @@ def predict(job: Job, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[st
             for row, answer in zip(batch["row"].numpy().tolist(), recipe.answers(outputs), strict=True):
                 answers[row] = answer
     return answers
+
+
+def weights(job: Job) -> dict[str, np.ndarray]:
+    assert job.checkpoint is not None
+    with session(job.config, job.reporter):
+        module = _module_of(job)
+        checkpoints.load(job.checkpoint, module, training=False)
+        values = {name: v._value.numpy() for name, v in variables(module.model).items()}
+        return {n: v.astype(np.float32) if v.dtype.itemsize < 4 else v for n, v in values.items()}
+
+
+def adopt(job: Job, weights: Mapping[str, np.ndarray]) -> None:
+    with session(job.config, job.reporter):
+        module = _module_of(job)
+        for name, variable in variables(module.model).items():
+            variable._value.assign(tf.cast(weights[name], variable._value.dtype))
+        module.prepare_training(1)
+        checkpoints.write(job.run.checkpoints / "best.safetensors", module, {"step": 0})
+
+
+def _module_of(job: Job) -> RecipeModel:
+    """The recipe's model as the run learned its data."""
+    recipe = job.recipe(job.config)
+    recipe.load(job.run.assets)
+    return RecipeModel(recipe)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from castiron.policy import DeviceCapability, PrecisionPolicy
 from castiron.torch.capability import device_capability
 from castiron.training.audit import AuditReport
@@ -54,6 +56,18 @@ class LightningBackend:
         from castiron.lightning import session
 
         return session.predict(job, inputs)
+
+    def weights(self, job: Job) -> dict[str, np.ndarray]:
+        """What the model of `job.checkpoint` stores, by name (`castiron convert`)."""
+        from castiron.lightning import carrying
+
+        return carrying.weights(job)
+
+    def adopt(self, job: Job, weights: Mapping[str, np.ndarray]) -> None:
+        """Write a checkpoint of these weights, in the formats of the plan, as the run's best."""
+        from castiron.lightning import carrying
+
+        carrying.adopt(job, weights)
 
     def export(self, job: Job, path: Path) -> None:
         """Write the weights of `job.checkpoint` as safetensors, the manifest in the header."""

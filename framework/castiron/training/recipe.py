@@ -143,6 +143,22 @@ class Recipe:
         """
         return {}
 
+    def carried(self, weights: Mapping[str, np.ndarray], to: str) -> dict[str, np.ndarray]:
+        """Weights of the model in the other backend, under the names and in the layouts of backend `to`.
+
+        Raises:
+            ConfigError: the recipe does not say how (X814).
+        """
+        raise ConfigError(
+            finding(
+                "X814",
+                f"The recipe '{self.name}' does not say how its weights are carried to another backend.",
+                place=Place(key="backend"),
+                expected="a recipe with carried()",
+                received=f"'{self.name}'",
+            )
+        )
+
     # --- optimizer ---------------------------------------------------------------------------------
 
     def optimizer(self, model: Any) -> Any | None:
