@@ -1,0 +1,353 @@
+"""What each wing does, and the test that shows it; `scripts/parity_page.py` makes docs/parity.md of it.
+
+A cell is a test (`file::name`), or a reason why there is none, in a few words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A test that shows a feature, or the reason why a wing has not got it."""
+
+    test: str = ""
+    reason: str = ""
+
+
+def t(test: str) -> Cell:
+    """Shown by this test, below `tests/`."""
+    return Cell(test=test)
+
+
+def no(reason: str) -> Cell:
+    """Not there, and why."""
+    return Cell(reason=reason)
+
+
+TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
+    "Precision": [
+        (
+            "a format for each layer, by the plan",
+            t("torch/test_precision.py::test_every_layer_hands_on_what_its_row_says"),
+            t("keras/test_keras_precision.py::test_bf16_mixed_computes_and_hands_on_as_planned"),
+        ),
+        (
+            "parameters and buffers stored as declared, identities kept",
+            t("torch/test_precision.py::test_parameters_keep_their_identity_and_buffers_their_integers"),
+            t("keras/test_keras_precision.py::test_a_built_optimizer_goes_on_with_the_same_variables"),
+        ),
+        (
+            "what was cast and did not fit is refused",
+            t("torch/test_precision.py::test_a_parameter_that_does_not_fit_is_refused_by_name"),
+            t(
+                "keras/test_keras_precision.py::test_values_that_do_not_fit_are_refused_before_anything_changes"
+            ),
+        ),
+        (
+            "softmax inside attention stays wide",
+            t("torch/test_islands.py::test_the_softmax_inside_attention_is_wide"),
+            t("keras/test_keras_precision.py::test_attention_is_narrow_and_its_softmax_wide"),
+        ),
+        (
+            "islands for any softmax, norm, sum and exponential in the code",
+            t("torch/test_islands.py::test_an_island_computes_in_float32"),
+            no(
+                "Keras has no hook below layers: islands are those of layers (softmax, normalization, "
+                "attention); the audit tells of the others (F308)"
+            ),
+        ),
+        (
+            "recurrent layers and their states",
+            t("torch/test_boundaries.py::test_recurrent_layers_compute_and_hand_on_the_declared_format"),
+            t("keras/test_keras_precision.py::test_stateful_recurrent_layers_keep_one_state_format"),
+        ),
+        (
+            "float8 products",
+            no("no kernel on the devices tested; a plan that asks for it there is refused (H7xx)"),
+            no("refused (L210): Keras only simulates float8"),
+        ),
+        (
+            "batches cast by role; text and objects refused with the place",
+            t("torch/test_inputs.py::test_what_is_no_number_is_named_with_its_place"),
+            t("keras/test_keras_inputs.py::test_arrays_of_no_numbers_are_refused_with_the_place"),
+        ),
+        (
+            "tf32 and determinism set and put back",
+            t("torch/test_switches.py::test_every_switch_is_set_explicitly_and_put_back"),
+            t("keras/test_keras_capability.py::test_tf32_is_set_both_ways_and_put_back_after_an_error"),
+        ),
+        (
+            "loss scaling with bounds and patience",
+            t("torch/test_scaling.py::test_a_scale_stuck_at_its_floor_is_found_after_patience"),
+            t(
+                "keras/test_keras_scaling.py::test_the_scale_never_falls_below_its_floor_and_says_so_after_patience"
+            ),
+        ),
+        (
+            "master copies and stochastic rounding",
+            t("torch/test_updates.py::test_with_either_it_moves_as_far_as_in_float32"),
+            t("keras/test_keras_updates.py::test_a_master_copy_keeps_updates_smaller_than_the_spacing"),
+        ),
+        (
+            "optimizer state in the declared format",
+            t("torch/test_updates.py::test_moments_are_kept_in_the_declared_format_also_when_resumed"),
+            t("keras/test_keras_updates.py::test_the_optimizer_keeps_its_state_as_declared"),
+        ),
+    ],
+    "A step": [
+        (
+            "held whole, bit for bit",
+            t("torch/test_transaction.py::test_every_piece_of_state_is_as_before_a_held_step"),
+            t("keras/test_keras_transaction.py::test_a_held_step_leaves_every_variable_bit_for_bit"),
+        ),
+        (
+            "compiled",
+            t("torch/test_precision.py::test_a_compiled_model_runs_the_formats_of_the_eager_one"),
+            t("keras/test_keras_transaction.py::test_a_held_step_leaves_every_variable_bit_for_bit"),
+        ),
+        (
+            "gradient accumulation",
+            t("torch/test_transaction.py::test_accumulated_batches_have_the_mean_of_their_gradients"),
+            t(
+                "keras/test_keras_transaction.py::test_accumulated_gradients_are_their_mean_and_the_bad_micro_batch_is_named"
+            ),
+        ),
+        (
+            "several optimizers, one decision",
+            t("torch/test_transaction.py::test_several_optimizers_decide_together"),
+            no("a Keras model has one optimizer; a train_step with more is taken back from outside"),
+        ),
+        (
+            "activations watched at layer boundaries",
+            t("torch/test_transaction.py::test_activations_are_watched_at_module_boundaries"),
+            no("refused (X815): a bad activation that matters reaches the loss or a gradient"),
+        ),
+        (
+            "the model's own training loop",
+            t(
+                "lightning/test_trainer.py::test_a_plain_module_trains_on_numpy_doubles_under_every_preset_of_this_cpu"
+            ),
+            t("keras/test_keras_enforce.py::test_fit_learns_what_plain_fit_learns"),
+        ),
+        (
+            "responses: hold, lower-lr, rollback, promote",
+            t("lightning/test_guard.py::test_rollback_goes_back_to_the_state_of_some_steps_before"),
+            t("keras/test_keras_responses.py::test_rollback_goes_back_to_the_state_of_some_steps_before"),
+        ),
+        (
+            "several devices decide as one",
+            t("lightning/test_two_processes.py::test_both_ranks_hold_what_is_bad_on_one_of_them"),
+            t("keras/test_keras_enforce.py::test_replicas_decide_as_one"),
+        ),
+        (
+            "sharded parameters (FSDP)",
+            t("lightning/test_trainer.py::test_the_policy_becomes_fsdps_own_mixed_precision"),
+            no("not offered: tf.distribute replicates, recipes train on one device"),
+        ),
+    ],
+    "Incident and replay": [
+        (
+            "broken trainings explained",
+            t("cases/test_cases.py::test_a_broken_training_is_held_and_explained"),
+            t("keras/test_keras_cases.py::test_a_broken_training_is_held_and_explained"),
+        ),
+        (
+            "healthy ones left in peace",
+            t("cases/test_cases.py::test_a_healthy_training_is_left_in_peace"),
+            t("keras/test_keras_cases.py::test_a_healthy_training_is_left_in_peace"),
+        ),
+        (
+            "rows by file and line",
+            t("torch/test_incidents.py::test_rows_are_named_where_the_folder_knows_them"),
+            t("keras/test_keras_transaction.py::test_rows_are_named_by_file_and_line"),
+        ),
+        (
+            "replayed from the folder alone, remedies tried",
+            t("lightning/test_replaying.py::test_remedies_are_tried_each_by_itself"),
+            t("keras/test_keras_responses.py::test_replay_says_which_remedy_mends_it"),
+        ),
+        (
+            "check_numerics' own scenarios",
+            no("they are TensorFlow's; the same faults are among the broken trainings"),
+            t("keras/test_keras_check_numerics.py::test_a_while_loop_that_overflows_is_told_with_its_turn"),
+        ),
+    ],
+    "Audit": [
+        (
+            "planted faults found, at their line",
+            t("torch/audit/test_planted.py::test_planted_fault"),
+            t("keras/audit/test_keras_planted.py::test_the_planted_fault_is_found"),
+        ),
+        (
+            "nothing said of clean models",
+            t("torch/audit/test_clean.py::test_nothing_is_found"),
+            t("keras/audit/test_keras_clean.py::test_nothing_is_said_of_a_clean_model"),
+        ),
+        (
+            "the model is left as it is",
+            t("torch/audit/test_report.py::test_the_model_is_left_as_it_is"),
+            t("keras/audit/test_keras_clean.py::test_an_audit_leaves_the_model_as_it_was"),
+        ),
+        (
+            "without the framework's support (`as_is`)",
+            t("torch/audit/test_report.py::test_as_is_finds_what_the_plan_would_have_mended"),
+            t("keras/audit/test_keras_examples.py::test_examples"),
+        ),
+        (
+            "FLOPs by format",
+            t("torch/audit/test_report.py::test_flops_are_those_of_the_products"),
+            t("keras/audit/test_keras_report.py::test_flops_are_those_of_all_steps_of_a_loop"),
+        ),
+        (
+            "any model by `module:function`",
+            t("cli/test_audit_command.py::test_any_model"),
+            t("keras/audit/test_keras_report.py::test_any_model_by_its_function"),
+        ),
+        (
+            "recipes before their first step",
+            t("lightning/test_auditing.py::test_strict_stops_before_the_first_step"),
+            t("keras/audit/test_keras_report.py::test_a_recipe_is_audited_before_its_first_step"),
+        ),
+        (
+            "again while training (`audit.every`)",
+            t("lightning/test_auditing.py::test_a_departure_that_comes_late_is_reported_once"),
+            no(
+                "the compiled step of a recipe has one signature: what was audited is what runs to the end"
+            ),
+        ),
+        (
+            "evaluation beside training",
+            no("one training step is traced"),
+            t("keras/audit/test_keras_report.py::test_what_only_evaluation_does_is_found"),
+        ),
+        (
+            "models on meta, traced without memory",
+            t("torch/audit/test_report.py::test_a_model_on_meta_is_audited"),
+            no("a Keras model has its variables; no step is run, but the plan's casts copy them"),
+        ),
+        (
+            "shapes declared at boundaries (F340 to F342)",
+            t("torch/audit/test_shapes.py::test_axes_in_another_order"),
+            no("not yet"),
+        ),
+    ],
+    "Health": [
+        (
+            "equal to the NumPy reference",
+            t("torch/test_health_measure.py::test_any_float32"),
+            t("keras/health/test_keras_measure.py::test_equal_to_the_reference"),
+        ),
+        (
+            "activations, gradients, parameters, moments, updates",
+            t("torch/test_health_monitor.py::test_the_exact_update_is_what_the_optimizer_does"),
+            t("keras/health/test_keras_health.py::test_a_step_is_measured_as_the_reference_has_it"),
+        ),
+        (
+            "measuring does not change the training",
+            t("torch/test_health_monitor.py::test_measuring_changes_no_bit"),
+            t("keras/health/test_keras_health.py::test_measuring_does_not_change_the_training"),
+        ),
+        (
+            "advice: lost updates",
+            t("torch/test_health_monitor.py::test_bfloat16_weights_at_a_small_learning_rate"),
+            t("keras/health/test_keras_health.py::test_lost_updates_are_told"),
+        ),
+        (
+            "what the gradient loses where it is cast to float16 on its way back",
+            t("torch/test_health_monitor.py::test_float16_gradients_that_are_zero_without_a_trace"),
+            no("not yet: gradients at layers' outputs are measured, casts between them are not"),
+        ),
+        (
+            "health.parquet and TensorBoard's Health pages",
+            t("lightning/test_health.py::test_tensorboard_gets_curves_histograms_figures_and_nothing_empty"),
+            t("keras/health/test_keras_health_run.py::test_a_run_is_measured"),
+        ),
+        (
+            "in a loop or model of your own",
+            t("lightning/test_health.py::test_any_lightning_trainer_and_any_logger"),
+            no("not yet: recipes only; `enforce` and `transaction` do not measure"),
+        ),
+        (
+            "`castiron health`, `castiron suggest`",
+            t("cli/test_suggest.py::test_health_of_a_config_and_of_a_run"),
+            no("not yet: refused with backend: tensorflow"),
+        ),
+    ],
+    "Runs": [
+        (
+            "the recipe from one config, by one word",
+            t(
+                "lightning/test_recipe_run.py::test_a_run_leaves_everything_that_is_needed_to_read_and_repeat_it"
+            ),
+            t(
+                "keras/test_keras_recipe_run.py::test_a_run_leaves_the_files_and_pages_that_the_other_wing_leaves"
+            ),
+        ),
+        (
+            "stopped and resumed to the same numbers",
+            t("lightning/test_recipe_run.py::test_a_stopped_run_resumes_to_the_same_numbers"),
+            t(
+                "keras/test_keras_recipe_run.py::test_a_run_stopped_within_an_epoch_goes_on_to_the_same_numbers"
+            ),
+        ),
+        (
+            "damaged checkpoints are named",
+            t("lightning/test_recipe_run.py::test_a_damaged_checkpoint_is_named"),
+            t("keras/test_keras_recipe_run.py::test_a_damaged_checkpoint_is_said"),
+        ),
+        (
+            "a precision manifest in the checkpoint, verified before loading",
+            t("lightning/test_manifest.py::test_a_checkpoint_that_does_not_fit"),
+            no("not yet: names, shapes and formats are compared, without a manifest of their own"),
+        ),
+        (
+            "equal weights, equal outputs",
+            t("keras/test_cross_wing.py::test_equal_weights_give_equal_outputs"),
+            t("keras/test_cross_wing.py::test_equal_weights_give_equal_outputs"),
+        ),
+        (
+            "20 steps from equal weights, equal losses",
+            t("keras/test_cross_wing.py::test_20_steps_from_equal_weights_give_equal_losses"),
+            t("keras/test_cross_wing.py::test_20_steps_from_equal_weights_give_equal_losses"),
+        ),
+        (
+            "carried to the other wing (`castiron convert`)",
+            t("keras/test_cross_wing.py::test_a_run_is_carried_there_and_back"),
+            t("keras/test_cross_wing.py::test_a_run_is_carried_there_and_back"),
+        ),
+        (
+            "a GPU",
+            t("gpu/test_transaction_on_gpu.py::test_a_bad_step_leaves_nothing_behind"),
+            no("tensorflow-cpu is what is tested; nothing is known to stand against a GPU"),
+        ),
+    ],
+}
+"""Section → (feature, PyTorch, TensorFlow)."""
+
+
+def page() -> str:
+    """docs/parity.md."""
+    parts = [HEAD]
+    for section, rows in TABLE.items():
+        parts += [f"## {section}", "", "| | PyTorch | TensorFlow |", "|---|---|---|"]
+        parts += [f"| {feature} | {_cell(torch)} | {_cell(keras)} |" for feature, torch, keras in rows]
+        parts.append("")
+    return "\n".join(parts)
+
+
+HEAD = """\
+# The two wings, feature by feature
+
+The same policy, words and codes in PyTorch and in TensorFlow. Each cell names the test that shows it, or says
+why there is none. The page is written by `python scripts/parity_page.py` from
+`tests/docs/parity_features.py`; a test holds it against the tests that there are.
+"""
+
+
+def _cell(cell: Cell) -> str:
+    if cell.reason:
+        return f"no: {cell.reason}"
+    file, _, name = cell.test.partition("::")
+    return f"yes: `{file}` {name.removeprefix('test_').replace('_', ' ')}"
