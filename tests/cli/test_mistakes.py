@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 
 import pytest
 
 # Messages are asserted whole, on one line.
 # ruff: noqa: E501
+
+RECIPES = ", ".join(sorted(p.name for p in importlib.metadata.entry_points(group="castiron.recipes")))
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def tiny(user_recipe, fake_backend, tmp_path):
          "error X809  'my_recipe.py' defines no 'Tyni'. At argument 'my_recipe.py:Tyni', key 'recipe'.",
          "Did you mean 'Tiny'?"),
         (["train", "a.yaml", "recipe=lstm-sentimnet"],
-         "error X809  Expected a registered recipe (lstm-sentiment), my_file.py:MyRecipe or my.module:MyRecipe. "
+         f"error X809  Expected a registered recipe ({RECIPES}), my_file.py:MyRecipe or my.module:MyRecipe. "
          "Received 'lstm-sentimnet' at argument 'recipe=lstm-sentimnet', key 'recipe'.",
          "Did you mean 'lstm-sentiment'?"),
         (["train", "a.yaml", "optimizer.lr"],
@@ -97,7 +100,7 @@ def tiny(user_recipe, fake_backend, tmp_path):
          "float8-mixed). Received 'bf16_mixd' at argument 'bf16_mixd'.", "Did you mean 'bf16-mixed'?"),
         (["rules", "X999"], "error X820  There is no such rule. Expected a code such as X801. Received 'X999'.", None),
         (["recipes", "copy", "lstm", "x"], "error X809  Expected a registered recipe. Received 'lstm'.",
-         "There are: lstm-sentiment."),
+         f"There are: {RECIPES}."),
         (["configs", "copy", "lstm_sentiment/defaut", "x.yaml"],
          "error X808  There is no such packaged config. Received 'lstm_sentiment/defaut'.",
          "Did you mean 'lstm_sentiment/default'?"),
