@@ -2,7 +2,8 @@
 
 from castiron_recipes.image_classifier import ImageClassifier
 from castiron_recipes.lstm_sentiment import LSTMSentiment
+from castiron_recipes.segmenter import Segmenter
 from castiron_recipes.series_forecaster import SeriesForecaster
 from castiron_recipes.tabular import Tabular
 
-__all__ = ["ImageClassifier", "LSTMSentiment", "SeriesForecaster", "Tabular"]
+__all__ = ["ImageClassifier", "LSTMSentiment", "Segmenter", "SeriesForecaster", "Tabular"]

@@ -11,9 +11,9 @@ from castiron.data.ragged import Int64
 class Windows:
     """N windows of `length` rows each, of one series.
 
-    `values` is [T, ...]; window i is `values[starts[i]:starts[i] + length]`. Laid side by side, the windows of
-    336 hours that begin at every hour would take 336 times the memory of their series. Both arrays are taken
-    without a copy and are not to be changed afterwards.
+    `values` is [T, ...]; window i is `values[starts[i]:starts[i] + length]`. Side by side, windows of 336
+    rows that begin at every row would take 336 times the memory of their series. Both arrays are taken
+    as they are, and are not to be changed afterwards.
 
     Raises:
         TypeError: `starts` is not a one-dimensional array of int64.
