@@ -139,7 +139,8 @@ class Recipe:
         """Shapes at the boundaries of layers, which the audit checks: path → `"batch time -> batch 128"`.
 
         A name is an axis whose length is the same wherever it stands, a number a length, `_` any length,
-        `...` any axes; tensors are parted by commas; the path "" is the model itself.
+        `...` any axes; tensors are parted by commas; the path "" is the model itself. A subclass with a
+        `model()` of its own says its shapes itself: those of its parent are not held against it.
         """
         return {}
 
