@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from castiron.diagnostics import ConfigError, NumericIncident
-from castiron.keras import enforce
+from castiron.diagnostics import CastironError, ConfigError, NumericIncident
+from castiron.keras import enforce, replay_incident
 from castiron.training import load_config
 from castiron.training.backend import Remedies, load_backend
+from castiron.training.incident_config import load_incident_config
 from castiron.training.incident_folder import IncidentFolder
 from castiron.training.launch import train
 
@@ -208,6 +209,45 @@ def test_replay_says_which_remedy_mends_it(tmp_path: Path) -> None:
     ]
     assert found.remedies[2].remains is not None
     assert found.remedies[2].remains.producer.module == "big"
+
+
+def product() -> Any:
+    layers = [L.Dense(4, kernel_initializer=keras.initializers.Constant(200.0), name="big")]
+    model = keras.Sequential([keras.Input((4,)), *layers, L.Dense(1, name="head")])
+    model.compile(keras.optimizers.Adam(1e-3), loss="mse", metrics=["mae"])
+    return model
+
+
+@pytest.mark.parametrize("generated", [False, True])
+def test_an_incident_of_fit_is_replayed_with_a_model_made_anew(generated: bool, tmp_path: Path) -> None:
+    policy = {"preset": "fp16-mixed", "scaling": {"kind": "static", "scale": 1.0}}
+    model = enforce(product(), policy, incidents=tmp_path)
+    x, y = np.full((8, 4), 1.0), np.ones((8, 1))
+    x[3] = 500.0
+
+    def batches() -> Any:
+        yield x, y
+
+    given = {"x": batches()} if generated else {"x": x, "y": y, "batch_size": 8}
+    with pytest.raises(NumericIncident):
+        model.fit(**given, shuffle=False, verbose=0)
+    found = replay_incident(tmp_path / "step-0", product, policies=["bf16-mixed"], promote=["head"])
+    assert found.replay.message == found.incident.message
+    assert (found.replay.producer.op, found.replay.producer.module) == ("MatMul", "big")
+    assert [r.index for r in found.replay.rows] == [3]
+    assert [(t.tried, t.goes_away) for t in found.remedies] == [
+        ("policy bf16-mixed", True),
+        ("promote head", False),
+    ]
+
+
+def test_the_command_line_says_how_a_model_of_ones_own_is_replayed(tmp_path: Path) -> None:
+    model = enforce(product(), "float32", incidents=tmp_path)
+    with pytest.raises(NumericIncident):
+        model.fit(np.full((8, 4), np.nan), np.ones((8, 1)), verbose=0)
+    folder = IncidentFolder.open(tmp_path / "step-0")
+    with pytest.raises(CastironError, match=r"castiron.keras.replay_incident\(.*step-0', make\)"):
+        load_incident_config(folder)
 
 
 def test_the_limit_of_a_response_ends_it() -> None:

@@ -18,6 +18,7 @@ from castiron.keras.inputs import as_dataset, cast_inputs
 from castiron.keras.loss import to_loss_dtype
 from castiron.keras.modules import describe
 from castiron.keras.precision import Precision, apply, departures
+from castiron.keras.replaying import replay_incident
 from castiron.keras.scaling import make_scaler
 from castiron.keras.switches import matmul_switches
 from castiron.keras.transaction import transaction
@@ -44,6 +45,7 @@ __all__ = [
     "enforce",
     "make_scaler",
     "matmul_switches",
+    "replay_incident",
     "to_loss_dtype",
     "transaction",
 ]

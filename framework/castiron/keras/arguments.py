@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from castiron.keras.inputs import cast_inputs
@@ -50,3 +51,13 @@ def cast_data(policy: PrecisionPolicy, data: Any) -> Any:
     if isinstance(data, tuple):
         return tuple(cast_argument(policy, part, name) for part, name in zip(data, _ROLES, strict=False))
     return cast_argument(policy, data, "x")
+
+
+def without_optionals(data: Any) -> Any:
+    """A batch without weights has an empty `Optional` in their place."""
+    return keras.tree.map_structure(lambda t: None if isinstance(t, tf.experimental.Optional) else t, data)
+
+
+def as_tensor(leaf: Any) -> Any:
+    """An array as a tensor; anything else as it is."""
+    return tf.convert_to_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras.src.backend.tensorflow.trainer import reduce_per_replica
 from keras.src.losses.loss import unscale_loss_for_distribution
 
 from castiron.diagnostics import Finding, NumericIncident
-from castiron.keras.arguments import cast_argument, cast_data, declared
+from castiron.keras.arguments import as_tensor, cast_argument, cast_data, declared, without_optionals
 from castiron.keras.capability import device_capability
 from castiron.keras.custom_step import CustomStep, check_custom, refused
 from castiron.keras.held import HeldSteps
@@ -133,6 +132,12 @@ class Enforcement:
             self._prepare()
 
     @property
+    def core(self) -> StepCore:
+        """The step, once the model is compiled."""
+        assert self._core is not None
+        return self._core
+
+    @property
     def incidents(self) -> list[Incident]:
         """The records of the held steps that were replayed."""
         return self._held.incidents if self._held else []
@@ -237,10 +242,7 @@ class Enforcement:
             own = lambda data: custom(cast_data(self.policy, data))  # noqa: E731
 
         def step(data: Any) -> tuple[dict[str, Any], Any]:
-            # A batch without weights has an empty `Optional` in their place.
-            data = keras.tree.map_structure(
-                lambda t: None if isinstance(t, tf.experimental.Optional) else t, data
-            )
+            data = without_optionals(data)
             found, logs = own(data) if self.replicas.count == 1 else strategy.run(own, args=(data,))
             return found, reduce_per_replica(logs, strategy, "auto")
 
@@ -252,7 +254,7 @@ class Enforcement:
         def step_of(iterator: Any) -> Any:
             data = next(iterator)
             if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                data = keras.tree.map_structure(_as_tensor, data)
+                data = keras.tree.map_structure(as_tensor, data)
             return step(data), data
 
         compiled = step_of if model.run_eagerly else tf.function(step_of, autograph=False)
@@ -286,10 +288,11 @@ class Enforcement:
 
     def _step(self, data: Any) -> tuple[dict[str, Any], Any]:
         assert self._core is not None
-        result = self._core.run(self._forward, [cast_data(self.policy, data)], self._update_metrics)
+        result = self._core.run(self.forward, [cast_data(self.policy, data)], self._update_metrics)
         return _told(result), self._model.get_metrics_result()
 
-    def _forward(self, data: Any) -> tuple[Any, Any]:
+    def forward(self, data: Any) -> tuple[Any, Any]:
+        """Loss and outputs of a batch, as `fit` has them."""
         model = self._model
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         outputs = model(x, training=True) if model._call_has_training_arg else model(x)
@@ -334,7 +337,7 @@ class Enforcement:
         put_back = kept_apart(self._everything()) if count > 1 else None
         try:
             told = self._held.respond(
-                self._forward, batches, verdict, self.committed, scale, replicas=count > 1
+                self.forward, batches, verdict, self.committed, scale, replicas=count > 1
             )
         finally:
             if put_back is not None:
@@ -377,10 +380,6 @@ class Enforcement:
             return self._custom.everything
         values = [v._value for v in self._model.trainable_variables]
         return [*values, *self._core.updates.variables(), *self._core.snapshot.variables]
-
-
-def _as_tensor(leaf: Any) -> Any:
-    return tf.convert_to_tensor(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _told(result: Any) -> dict[str, Any]:

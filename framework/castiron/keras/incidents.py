@@ -129,7 +129,9 @@ class StoredStep:
 
     def batches(self) -> list[Any]:
         """The micro-batches, as tensors."""
-        return list(tf.nest.map_structure(tf.convert_to_tensor, self._tree(BATCH)))
+        return list(
+            tf.nest.map_structure(lambda a: None if a is None else tf.convert_to_tensor(a), self._tree(BATCH))
+        )
 
     def put(self, core: Any) -> None:
         """Give a model and its optimizer the values of before the step.
@@ -190,6 +192,8 @@ def pack(tree: Any) -> tuple[bytes, Any]:
             return {"dict": {str(k): leave(v) for k, v in leaf.items()}}
         if isinstance(leaf, (list, tuple)):
             return {"list" if isinstance(leaf, list) else "tuple": [leave(v) for v in leaf]}
+        if leaf is None:
+            return {"none": True}
         array = np.ascontiguousarray(leaf.numpy() if hasattr(leaf, "numpy") else np.asarray(leaf))
         key = f"t{len(arrays)}"
         kind = str(array.dtype)
@@ -213,6 +217,8 @@ def unpack(data: bytes, structure: Any) -> Any:
             return [build(v) for v in entry["list"]]
         if "tuple" in entry:
             return tuple(build(v) for v in entry["tuple"])
+        if "none" in entry:
+            return None
         array = arrays[entry["tensor"]]
         return array.view(tf.as_dtype(entry["dtype"]).as_numpy_dtype).reshape(entry["shape"])
 

@@ -64,6 +64,12 @@ def _refuse_what_came_along(folder: IncidentFolder, config: Path) -> None:
 
 def _no_recipe(folder: IncidentFolder) -> CastironError:
     name = str(folder.facts.get("module") or folder.facts.get("root") or "a module").rpartition(".")[2]
+    if folder.facts.get("wing") == "tensorflow":
+        return folder.not_replayable(
+            f"The step is of {name}, which is no recipe: the command line cannot make it.",
+            "Replay it from Python, with a function that makes the model as for the training, compiled: "
+            f"castiron.keras.replay_incident({str(folder.path)!r}, make).",
+        )
     # A bare loop's loss is known to nobody but its author.
     loss = ", loss_of=lambda model, batch, i: …" if folder.facts.get("kind") == "loop" else ""
     return folder.not_replayable(
