@@ -32,7 +32,7 @@ def exponents(snapshot: Snapshot, kind: Kind) -> Canvas:
     low = max(low, -150)
     row, top = 16, 34 + 14 * len(BANDS) + 14
     made = Canvas(900, top + row * max(len(chosen), 1) + 34, f"Exponents of {kind}, step {snapshot.step:,}")
-    left, right = _LABEL, made.width - 60
+    left, right = _LABEL, made.width - 70
     step = (right - left) / (high - low)
 
     def at(exponent: float) -> float:
@@ -65,7 +65,8 @@ def exponents(snapshot: Snapshot, kind: Kind) -> Canvas:
         if of.bits <= 16:  # the format in use ends inside the figure
             edge = at(highest_exponent(of) + 1)
             made.line(edge, y + 1, edge, y + row - 1, "#c2410c", 2)
-        note = f"{100 * s.share(s.zeros):.0f} % 0" if s.zeros else ""
+        zeros = s.share(s.zeros)
+        note = f"{100 * zeros:.0f} % zero" if zeros >= 0.005 else ""
         made.text(right + 6, y + 12, note, MUTED, 9)
     if not chosen:
         made.text(left, top + 12, "nothing was measured", MUTED)
