@@ -16,6 +16,10 @@ from castiron import AuditError, AuditReport, PrecisionPolicy, assert_precision,
 from castiron.diagnostics import RunError
 from castiron.diagnostics.html import report_page
 from castiron.diagnostics.sarif import as_sarif
+from castiron.policy import resolve
+from castiron.torch.audit.api import _switches
+from castiron.torch.audit.tracer import Step, trace
+from castiron.torch.modules import describe
 from castiron.training.audit import OpRecord, Share, TensorFormat, tally
 from castiron.training.auditing import verify
 
@@ -42,6 +46,11 @@ class Waived(Scaled):
 class AllWaived(Scaled):
     def forward(self, x):
         return self.head(x) * torch.from_numpy(np.ones(4))  # castiron: ignore
+
+
+def planned(policy):
+    model = nn.Linear(8, 4)
+    return resolve(PrecisionPolicy.preset(policy), describe(model))[0]
 
 
 def x():
@@ -320,6 +329,30 @@ def test_an_error_that_only_real_kernels_raise():
     report = audit(Inverse(), torch.eye(4))
     (found,) = [f for f in report.errors if f.code == "F307"]
     assert found.place.line == Inverse.forward.__code__.co_firstlineno + 1
+
+
+def test_the_switch_for_tf32():
+    """The switches are there without a GPU too; an audit for one looks at them."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        switches = torch._C._get_fp32_precision_getter("cuda", "matmul")
+        traced = trace(Step(nn.Linear(8, 4), x()), planned("float32"), device=torch.device("cpu"))[0]
+
+        def said(policy, device="cuda", in_charge=True):
+            found = _switches(
+                PrecisionPolicy.preset(policy), torch.device(device), traced, in_charge=in_charge
+            )
+            return [(f.message, f.expected, f.received, f.severity) for f in found if f.code == "F322"]
+
+        # torch's switch for convolutions is on from the start, and nothing here convolves
+        message = "the switch cuda.matmul is on for tf32"
+        assert said("float32") == [(message, "ieee", switches, "error")]
+        assert said("float32", in_charge=False) == [(message, "ieee", switches, "warning")]
+        assert said("tf32") == []
+        assert said("float32", "cpu") == []
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def test_what_does_not_run_is_told():

@@ -19,6 +19,7 @@ from castiron.torch.audit.checks import findings as check_trace
 from castiron.torch.audit.checks import stored
 from castiron.torch.audit.context import Context
 from castiron.torch.audit.errors import explain
+from castiron.torch.audit.kernels import PRODUCTS
 from castiron.torch.audit.records import Op, Trace
 from castiron.torch.audit.tracer import Loss, Step, confirm, trace
 from castiron.torch.dtypes import torch_dtype
@@ -78,6 +79,7 @@ def audit(
     started = time.perf_counter()
     declared = plan.policy if plan is not None else PrecisionPolicy.model_validate(policy or "float32")
     target = model.get_submodule(root) if root else model
+    given = plan is not None
     if plan is None:
         plan, _ = resolve(declared, describe(target))
     where = torch.device(device) if device is not None else _device(model)
@@ -99,7 +101,7 @@ def audit(
             found.extend(_only_real(Context(real, plan, as_is=as_is, device=where.type), found))
     found.extend(traced.of_shapes)
     found.extend(_about_the_trace(traced))
-    found.extend(_switches(declared, where))
+    found.extend(_switches(declared, where, traced, in_charge=as_is or given))
     names = {id(p): n for n, p in target.named_parameters()}
     for one in _list(optimizer):
         found.extend(optimizers.check(one, declared, names, torch.device("cpu")))
@@ -198,22 +200,30 @@ def _about_the_trace(traced: Trace) -> list[Finding]:
     return found
 
 
-def _switches(policy: PrecisionPolicy, device: torch.device) -> list[Finding]:
+def _switches(
+    policy: PrecisionPolicy, device: torch.device, traced: Trace, *, in_charge: bool
+) -> list[Finding]:
+    """Switches of the process that decide what runs.
+
+    Args:
+        in_charge: whether they are as they will be: castiron's Trainer sets those for tf32 itself.
+    """
     found = []
     state = snapshot()
-    if device.type == "cuda":
-        wanted = "tf32" if policy.matmul.tf32 else "ieee"
+    if device.type == "cuda" and not policy.matmul.tf32:
         for name, value in state["fp32_precision"].items():
-            if name.startswith("cuda") and value not in (wanted, "none") and wanted == "ieee":
-                found.append(
-                    finding(
-                        "F322",
-                        f"the switch {name} is on for tf32",
-                        place=Place(op=name),
-                        expected=wanted,
-                        received=str(value),
-                    )
+            if not name.startswith("cuda") or value in ("ieee", "none") or not _switched(traced, name):
+                continue
+            found.append(
+                finding(
+                    "F322",
+                    f"the switch {name} is on for tf32",
+                    place=Place(op=name),
+                    expected="ieee",
+                    received=str(value),
+                    severity="error" if in_charge else "warning",
                 )
+            )
     if state["denormals_flushed"]:
         found.append(
             finding(
@@ -221,6 +231,18 @@ def _switches(policy: PrecisionPolicy, device: torch.device) -> list[Finding]:
             )
         )
     return found
+
+
+def _switched(traced: Trace, switch: str) -> bool:
+    """Whether a float32 product runs that the switch is about."""
+    kind = switch.partition(".")[2]
+    return any(
+        op.base in PRODUCTS
+        and bool(op.floats)
+        and op.floats[0].dtype is torch.float32
+        and kind == ("conv" if "conv" in op.base else "rnn" if "rnn" in op.base else "matmul")
+        for op in traced.of("forward", "loss")
+    )
 
 
 def _list(optimizer: Optimizer | Sequence[Optimizer] | None) -> Sequence[Optimizer]:
