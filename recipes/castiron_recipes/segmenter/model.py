@@ -79,8 +79,7 @@ class UNet(nn.Module):
             x = block(F.max_pool2d(x, 2) if level else x)
             seen.append(x)
         for level in reversed(range(len(self.up))):
-            above = seen[level]
             x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = self.up[level](torch.cat([above, x.to(above.dtype)], dim=1))
+            x = self.up[level](torch.cat([seen[level], x], dim=1))
         logits: Tensor = self.head(x)
         return logits
