@@ -53,15 +53,15 @@ def convert(
     recipe = target.recipe(target.config)
     recipe.load(run.assets)
     carried = recipe.carried(weights, to)
-    new = RunDirectory.create(Path(runs), loaded.recipe.name, name or f"{run.name}-{to}")
+    new = RunDirectory.create(Path(runs), loaded.recipe.name, name or f"{run.path.name}-{to}")
     try:
         shutil.copytree(run.assets, new.assets, dirs_exist_ok=True)
         new.write_config(target.config)
         new.write_json(ENVIRONMENT, describe_environment(recipe_file(loaded.recipe)))
         destination: Any = load_backend(to)
         destination.adopt(Job(config=target.config, recipe=target.recipe, run=new), carried)
-        steps = int(run.summary().get("steps", 0)) if run.summary() else 0
-        message = f"Weights of {loaded.config.backend} run {run.name}, step {steps}."
+        steps = int(run.summary().get("steps", 0))
+        message = f"Weights of {loaded.config.backend} run {run.path.name}, step {steps}."
         new.write_summary(Outcome(status="completed", steps=steps, message=message), target.config)
     except OSError as e:
         raise RunError(
