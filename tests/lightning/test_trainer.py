@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from castiron.diagnostics import ConfigError, DataError, HardwareError, PlanError
+from castiron.diagnostics import ConfigError, DataError, HardwareError, ManifestError, PlanError
 from castiron.lightning import PrecisionPlugin, Trainer
 from castiron.torch.switches import snapshot
+from castiron.training.manifest import read_manifest
 
 
 class Regression(pl.LightningModule):
@@ -238,3 +240,49 @@ def test_what_a_device_can_run_is_asked_without_lightning() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+
+
+def test_checkpoints_of_any_module_carry_a_manifest_and_are_held_against_the_policy(tmp_path: Path) -> None:
+    trainer = Trainer(policy="float32", **quiet(default_root_dir=str(tmp_path)))
+    trainer.fit(Regression(), loader())
+    path = tmp_path / "x.ckpt"
+    trainer.save_checkpoint(path)
+    manifest = read_manifest(path)
+    assert manifest is not None
+    assert manifest.model == "Regression"
+    assert str(manifest.tensors["parameters"]["net.0.weight"]) == "float32[8,4]"
+    assert str(manifest.tensors["buffers"]["net.1.running_mean"]) == "float32[8]"
+    assert str(manifest.tensors["optimizer"]["0.0.exp_avg"]) == "float32[8,4]"
+    narrow = Regression()
+    before = {n: v.clone() for n, v in narrow.state_dict().items()}
+    again = quiet(default_root_dir=str(tmp_path), max_epochs=2)
+    with pytest.raises(ManifestError, match="C605 The checkpoint was made under another policy"):
+        Trainer(policy="bf16-true", **again).fit(narrow, loader(), ckpt_path=str(path))
+    assert all(torch.equal(before[n], v) for n, v in narrow.state_dict().items())
+    Trainer(policy="bf16-true", on_mismatch="cast", **again).fit(narrow, loader(), ckpt_path=str(path))
+    assert narrow.net[0].weight.dtype is torch.bfloat16  # type: ignore[union-attr]
+    same = Regression()
+    Trainer(policy="float32", **again).fit(same, loader(), ckpt_path=str(path))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ManifestError, match=r"C601 .* its bytes are not those that were written"):
+        Trainer(policy="float32", **again).fit(Regression(), loader(), ckpt_path=str(path))
+
+
+def test_a_checkpoint_of_plain_lightning_is_read_as_data(tmp_path: Path) -> None:
+    plain = pl.Trainer(**quiet(default_root_dir=str(tmp_path), logger=False, enable_checkpointing=False))
+    plain.fit(Regression(), loader())
+    path = tmp_path / "plain.ckpt"
+    plain.save_checkpoint(path)
+    again = quiet(default_root_dir=str(tmp_path), max_epochs=2)
+    Trainer(policy="float32", **again).fit(Regression(), loader(), ckpt_path=str(path))
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "hook": Evil()}, path)
+    with pytest.raises(ManifestError, match=r"C617 .* Received posix\.system"):
+        Trainer(policy="float32", **again).fit(Regression(), loader(), ckpt_path=str(path))
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch pwned",)

@@ -24,7 +24,7 @@ class TrainingStopped(Exception):
 
 
 class GracefulStop(Checkpoint):
-    """Turns Ctrl-C and SIGTERM into a checkpoint after the step in progress, or the validation.
+    """Turns Ctrl-C, SIGTERM and SIGUSR1 into a checkpoint after the step in progress, or the validation.
 
     (A `Checkpoint` in Lightning's eyes, because those are called last: after the best state is kept.)
 
@@ -32,7 +32,11 @@ class GracefulStop(Checkpoint):
     installed for the time of `fit` only, and only in the main thread (elsewhere Python allows none).
     """
 
-    _REASONS: dict[int, Reason] = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped"}
+    _REASONS: dict[int, Reason] = {
+        signal.SIGINT: "interrupted",
+        signal.SIGTERM: "stopped",
+        signal.SIGUSR1: "stopped",  # what Slurm is commonly asked to send before time is up
+    }
 
     def __init__(self, checkpoints: RunCheckpoints) -> None:
         self._checkpoints = checkpoints

@@ -51,9 +51,10 @@ def _name(path: Path, number: int) -> Path:
 
 
 def sweep(run: RunDirectory) -> None:
-    """Remove what a killed process had half written. Call it while the run is claimed."""
+    """Remove what a killed process had half written, or kept for itself alone. Call it while the run is
+    claimed."""
     for folder in (run.path, run.checkpoints):
-        for pattern in (f".*{PART}", ".*.tmp"):
+        for pattern in (f".*{PART}", ".*.tmp", "rollback-*.ckpt", "rollback-*.tmp"):
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
 
