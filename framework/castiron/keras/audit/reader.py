@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from castiron.keras.audit.flops import count
@@ -180,11 +181,13 @@ def _find(graph: Any, name: str) -> Any:
 
 def _trips(node: Any) -> int:
     """How often a loop goes round, where it says so itself (`maximum_iterations`)."""
-    if len(node.inputs) > 1 and node.inputs[1].dtype.is_integer and node.inputs[1].shape.rank == 0:
-        value = tf.get_static_value(node.inputs[1])
-        if value is not None and int(value) > 0:
-            return int(value)
-    return 1
+    if len(node.inputs) < 2 or not node.inputs[1].dtype.is_integer or node.inputs[1].shape.rank != 0:
+        return 1
+    most = node.inputs[1]
+    if most.op.type == "Max":  # Keras's recurrent layers take the largest of one length
+        most = most.op.inputs[0]
+    value = tf.get_static_value(most)
+    return max(int(np.max(value)), 1) if value is not None and np.size(value) else 1
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
