@@ -18,6 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from castiron.health.snapshot import KINDS
 from castiron.health.table import SCHEMA, read
 from castiron.lightning import NumericHealth, PrecisionPlugin, RunLogger, Trainer
+from castiron.training import load_config
+from castiron.training.auditing import verify
+from castiron.training.launch import train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers", "ignore:The number of training"
@@ -183,3 +186,14 @@ def test_a_resumed_table_takes_back_what_happened_to_nobody(tmp_path: Path) -> N
         assert (again.exponents == values.exponents).all()
         assert again.rms == pytest.approx(values.rms)
         assert again.what_if["float16"].scale == values.what_if["float16"].scale
+
+
+def test_the_audit_of_a_step_does_not_see_what_health_computes(tmp_path: Path) -> None:
+    """The first step that the audit looks at while training is one that is measured, too."""
+    small = ("data.batch_size=32", "model.embedding=8", "model.hidden=8", "model.text.max_vocabulary=200")
+    fixed = ("trainer.max_steps=16", "trainer.max_epochs=null", "trainer.threads=1", "health.every=1")
+    run, outcome = train(load_config("lstm-sentiment", [*small, *fixed]), runs=tmp_path, name="a")
+    assert outcome.status == "completed"
+    report = verify(run.path)
+    assert "F302" not in {f.code for f in report.findings}
+    assert [s.step for s in read(run.path)] == list(range(1, 17))

@@ -13,6 +13,7 @@ from typing import Self
 from castiron.diagnostics import Finding, Place
 from castiron.health import drawing, figures, tags
 from castiron.health.dynamics import growth
+from castiron.health.logs import ScalarLog, summary_of
 from castiron.health.snapshot import KINDS, Kind, Snapshot, headroom
 from castiron.health.statistics import WHAT_IF
 from castiron.health.table import HealthTable
@@ -47,12 +48,19 @@ class HealthRecorder:
     Args:
         folder: of the run.
         writer: TensorBoard's events.
+        logs: told a few figures of each snapshot as well.
         resumed_at: last step that training goes on from.
     """
 
     def __init__(
-        self, folder: str | Path, writer: EventWriter | None = None, *, resumed_at: int | None = None
+        self,
+        folder: str | Path,
+        writer: EventWriter | None = None,
+        *,
+        logs: Sequence[ScalarLog] = (),
+        resumed_at: int | None = None,
     ) -> None:
+        self._logs = tuple(logs)
         self._writer = writer
         if writer is not None:
             drawing.prepare()
@@ -71,6 +79,9 @@ class HealthRecorder:
         """One more snapshot."""
         self._table.add(snapshot)
         self._remember(snapshot)
+        summary = summary_of(snapshot) if self._logs else {}
+        for log in self._logs if summary else ():
+            log.log_metrics(summary, snapshot.step)
         if self._writer is None:
             return
         self._writer.scalars(self._scalars(snapshot), snapshot.step)

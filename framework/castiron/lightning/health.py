@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from castiron.diagnostics import Finding
+from castiron.health.logs import summary_of
 from castiron.health.recorder import HealthRecorder
 from castiron.health.snapshot import ScaleHealth, Snapshot
 from castiron.health.writer import EventWriter
@@ -164,21 +165,10 @@ class NumericHealth(pl.Callback):
     def _record(self, trainer: pl.Trainer, snapshot: Snapshot) -> None:
         if self._recorder is not None:
             self._recorder.add(snapshot)
-        for logger in trainer.loggers:
+        summary = summary_of(snapshot)
+        for logger in trainer.loggers if summary else ():
             if not isinstance(logger, RunLogger):
-                logger.log_metrics(summary_of(snapshot), snapshot.step)
-
-
-def summary_of(snapshot: Snapshot) -> dict[str, float]:
-    """A few figures of a snapshot, for any logger: the worst over all layers."""
-    values: dict[str, float] = {}
-    for kind in ("activations", "activation gradients", "gradients", "parameters"):
-        ups = [up for s in snapshot.kind(kind).values() if (up := s.headroom_up()) is not None]
-        if ups:
-            values[f"health/headroom/{kind}"] = min(ups)
-    if snapshot.updates:
-        values["health/lost_updates"] = max(u.update.lost_share for u in snapshot.updates.values())
-    return values
+                logger.log_metrics(summary, snapshot.step)
 
 
 def _scaling(trainer: pl.Trainer) -> ScaleHealth:

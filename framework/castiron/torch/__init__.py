@@ -28,6 +28,7 @@ from castiron.torch.capability import device_capability
 from castiron.torch.clipping import clip_by_norm
 from castiron.torch.determinism import seed_everything, seeded
 from castiron.torch.ema import WeightAverage
+from castiron.torch.health.monitor import HealthMonitor
 from castiron.torch.inputs import cast_inputs
 from castiron.torch.loss import to_loss_dtype
 from castiron.torch.modules import describe
@@ -40,6 +41,7 @@ from castiron.torch.updates import guard_updates
 from castiron.torch.weights import load_weights
 
 __all__ = [
+    "HealthMonitor",
     "Precision",
     "WeightAverage",
     "apply",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -151,6 +152,23 @@ class Boundaries:
         self._levels[name] = [levels]
 
 
+def unobserved() -> contextlib.AbstractContextManager[Any]:
+    """What is computed within is no part of the training: whoever looks at its operations (the audit of a
+    step) does not see it."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        return _hidden()
+    return _NOBODY
+
+
+@contextlib.contextmanager
+def _hidden() -> Iterator[None]:
+    with torch.utils._python_dispatch._disable_current_modes(), torch._C.DisableTorchFunction():
+        yield
+
+
+_NOBODY: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+
+
 class _Seen:
     """The forward hook of one layer: a class, so that a model with it can be copied and pickled."""
 
@@ -158,10 +176,9 @@ class _Seen:
         self._boundaries, self._name = boundaries, name
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if self._boundaries.active:
-            self._boundaries.see(self._name, module, output)
+        if not torch.compiler.is_compiling() and self._boundaries.active:
+            with unobserved():
+                self._boundaries.see(self._name, module, output)
 
     def __deepcopy__(self, memo: Any) -> _Nothing:
         return _Nothing()
@@ -174,10 +191,9 @@ class _Called(_Seen):
     """The forward hook of a module with layers inside."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if self._boundaries.active:
-            self._boundaries.see_call(self._name, output)
+        if not torch.compiler.is_compiling() and self._boundaries.active:
+            with unobserved():
+                self._boundaries.see_call(self._name, output)
 
 
 class _Nothing:
@@ -194,7 +210,8 @@ class _Gradient:
         self._batch, self._label = batch, label
 
     def __call__(self, gradient: Tensor) -> None:
-        self._batch.add(("activation gradients", self._label), [gradient])
+        with unobserved():
+            self._batch.add(("activation gradients", self._label), [gradient])
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -283,8 +300,9 @@ class CastWatch:
         if wide is None or narrow is None or narrow.dtype not in NARROW or wide.dtype in NARROW:
             return
         batch = Batch()
-        batch.add("wide", [wide])
-        batch.add("narrow", [narrow])
+        with unobserved():
+            batch.add("wide", [wide])
+            batch.add("narrow", [narrow])
         self._batches.append((dtype_name(narrow.dtype), batch))
 
     def take(self) -> tuple[BackwardCast, ...]:

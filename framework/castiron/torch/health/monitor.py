@@ -17,7 +17,7 @@ from castiron.health.advice import Advisor
 from castiron.health.snapshot import ScaleHealth, Snapshot
 from castiron.health.statistics import WHAT_IF
 from castiron.policy import PrecisionPolicy
-from castiron.torch.health.boundaries import Boundaries, CastWatch
+from castiron.torch.health.boundaries import Boundaries, CastWatch, unobserved
 from castiron.torch.health.measure import Batch
 from castiron.torch.health.steps import StepWatch, state_of
 
@@ -143,10 +143,11 @@ class HealthMonitor:
         self._close_forward()
         self._updating = True
         if not self._batch.peaks_only:
-            for layer, parameters in self._parameters.items():
-                gradients = [p.grad for _, p in parameters if p.grad is not None]
-                self._batch.add(("gradients", layer), _by_dtype(gradients))
-            self._steps.before()
+            with unobserved():
+                for layer, parameters in self._parameters.items():
+                    gradients = [p.grad for _, p in parameters if p.grad is not None]
+                    self._batch.add(("gradients", layer), _by_dtype(gradients))
+                self._steps.before()
 
     def end(self, *, held: int | None = None) -> Snapshot | None:
         """The step was committed. → its snapshot, where it was measured. Waits for the device."""
@@ -156,6 +157,10 @@ class HealthMonitor:
         if not self.active:
             return None
         self._close_forward()
+        with unobserved():
+            return self._measure()
+
+    def _measure(self) -> Snapshot:
         peaks = self._batch.take_peaks()
         if self._batch.peaks_only:
             snapshot = Snapshot(
