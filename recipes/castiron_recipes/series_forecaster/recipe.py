@@ -43,7 +43,7 @@ class SeriesForecaster(Recipe):
             "test": (3400, 4000),
         }
         """Split → first row and row after its last, whose hours are forecast."""
-        kind: Literal["nlinear", "dlinear", "lstm"] = "nlinear"
+        network: Literal["nlinear", "dlinear", "lstm"] = "nlinear"
         """nlinear, dlinear or lstm."""
         past: PositiveInt = 168
         """Hours that a forecast is made from."""
@@ -137,11 +137,11 @@ class SeriesForecaster(Recipe):
         from castiron_recipes.series_forecaster.model import DLinear, LSTMForecaster, NLinear
 
         c = self.config
-        if c.kind == "lstm":
+        if c.network == "lstm":
             return LSTMForecaster(
                 len(c.columns), c.horizon, hidden=c.hidden, layers=c.layers, dropout=c.dropout
             )
-        return NLinear(c.past, c.horizon) if c.kind == "nlinear" else DLinear(c.past, c.horizon)
+        return NLinear(c.past, c.horizon) if c.network == "nlinear" else DLinear(c.past, c.horizon)
 
     def inputs(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
         return (batch["past"],)

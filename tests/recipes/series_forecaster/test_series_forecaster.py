@@ -120,7 +120,7 @@ def test_it_trains_under_every_preset(few_steps, preset: str) -> None:
 
 @pytest.mark.parametrize("kind", ["dlinear", "lstm"])
 def test_the_other_models_train(few_steps, kind: str) -> None:
-    few_steps("series-forecaster", f"model.kind={kind}", *SMALL)
+    few_steps("series-forecaster", f"model.network={kind}", *SMALL)
 
 
 def test_a_window_is_asked_about(few_steps) -> None:
@@ -133,3 +133,9 @@ def test_a_window_is_asked_about(few_steps) -> None:
     (answer,) = load_backend("torch").predict(job, [window])
     assert {name: len(values) for name, values in answer.items()} == dict.fromkeys(SENSORS, 3)
     assert answer["load"][0] == pytest.approx(20, abs=3)
+
+
+def test_another_network_leaves_the_rest_of_the_config_as_it_is() -> None:
+    plain = load_config("series_forecaster/etth1_96").config.model
+    other = load_config("series_forecaster/etth1_96", ["model.network=dlinear"]).config.model
+    assert other == plain.model_copy(update={"network": "dlinear"})
