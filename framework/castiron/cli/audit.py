@@ -32,7 +32,7 @@ def audit(
         Path | None, typer.Option("--output", "-o", help="Write to a file, not to the terminal.")
     ] = None,
 ) -> None:
-    """Hold what one training step really does against what is declared; nothing is trained.
+    """Hold every operation against the policy; trains nothing.
 
     Exit code 1 where something of severity error was found.
 

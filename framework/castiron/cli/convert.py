@@ -15,7 +15,9 @@ def convert(
     checkpoint: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint.")] = "best",
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
 ) -> None:
-    """Carry a trained run to the other backend: the same weights, to evaluate, predict and export.
+    """Carry a trained run to the other backend.
+
+    The same weights, to evaluate, predict and export.
 
     \b
     castiron convert lstm-sentiment/first --to tensorflow

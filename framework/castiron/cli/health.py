@@ -20,7 +20,9 @@ def health(
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Measure the ranges of a model on its data, without training: what would which format make of them?
+    """Measure a model's ranges on its data; trains nothing.
+
+    What would which format make of them?
 
     \b
     castiron health lstm-sentiment --batches 20

@@ -52,7 +52,9 @@ def export(
     checkpoint: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint.")] = "best",
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
 ) -> None:
-    """Write a run's weights as safetensors, its precision manifest in the header.
+    """Write a run's weights as safetensors.
+
+    Its precision manifest is in the header.
 
     \b
     castiron export lstm-sentiment/first weights.safetensors

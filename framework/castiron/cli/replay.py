@@ -34,7 +34,9 @@ def replay(
         bool, typer.Option("--json", help="For programs: {incident, replay, remedies, notes}.")
     ] = False,
 ) -> None:
-    """Run a held step again, from its folder alone, and find out what mends it. Changes nothing.
+    """Run a held step again, and find out what mends it.
+
+    From its folder alone; nothing is changed.
 
     \b
     castiron replay runs/lstm-sentiment/first/incidents/step-12

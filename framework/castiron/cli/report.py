@@ -18,7 +18,9 @@ def report(
     ] = None,
     runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
 ) -> None:
-    """Tell a run: verdict, plan, data, audit, curves, numerical health, incidents, environment.
+    """Tell a run, in the terminal or on one page.
+
+    Verdict, plan, data, audit, curves, numerical health, incidents, environment.
 
     \b
     castiron report lstm-sentiment/first

@@ -23,7 +23,9 @@ def suggest(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Propose a precision policy for this model, data and machine, and prove it beside float32.
+    """Propose a policy, proved beside float32.
+
+    For this model, data and machine.
 
     \b
     castiron suggest lstm-sentiment
