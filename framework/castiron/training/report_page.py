@@ -82,7 +82,9 @@ def _curves(report: RunReport) -> str:
         split, _, what = name.rpartition("/")
         groups.setdefault(what, {})[split or what] = curve
     ordered = sorted(groups.items(), key=lambda item: (item[0] != "loss", item[0]))
-    return "".join(figures.lines(what, series).svg() for what, series in ordered)
+    # what was measured once stands in the verdict
+    drawn = [(what, series) for what, series in ordered if any(len(c) > 1 for c in series.values())]
+    return "".join(figures.lines(what, series).svg() for what, series in drawn)
 
 
 def _health(report: RunReport) -> str:
