@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-Format = Literal["csv", "tsv", "jsonl", "parquet", "npz", "idx"]
+Format = Literal["csv", "tsv", "jsonl", "parquet", "npz", "idx", "text"]
 
 
 class ReadOptions(BaseModel):
@@ -16,8 +16,8 @@ class ReadOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format: Format | None = None
-    """File format. Null: by suffix (.csv .tsv .jsonl .ndjson .parquet .npz, each also with .gz), or by
-    MNIST's names (…images-idx3-ubyte, labels beside them)."""
+    """File format. Null: by suffix (.csv .tsv .jsonl .ndjson .parquet .npz .txt, each also with .gz), or by
+    MNIST's names (…images-idx3-ubyte, labels beside them). text: every line is a row of column `text`."""
     header: bool = True
     """Whether the first row of a CSV or TSV file holds column names; else fields name positions from 0."""
     delimiter: str | None = None

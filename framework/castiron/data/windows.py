@@ -20,9 +20,14 @@ class Windows:
         ValueError: a window begins before the series or ends after it, or `length` is below 1.
     """
 
-    __slots__ = ("_steps", "length", "starts", "values")
+    __slots__ = ("_steps", "length", "rows", "starts", "values")
 
-    def __init__(self, values: np.ndarray, starts: Int64, length: int) -> None:
+    def __init__(self, values: np.ndarray, starts: Int64, length: int, *, rows: Int64 | None = None) -> None:
+        """
+        Args:
+            rows: int64 [N]: number of the data set's row that each window begins in, where the series is not
+                the data set's rows themselves (the characters of its lines). Default: `starts`.
+        """
         if not isinstance(starts, np.ndarray) or starts.dtype != np.int64 or starts.ndim != 1:
             raise TypeError("Expected starts as a one-dimensional int64 array.")
         if length < 1:
@@ -34,6 +39,7 @@ class Windows:
             )
         self.values = values
         self.starts = starts
+        self.rows = starts if rows is None else rows
         self.length = length
         self._steps = np.arange(length)
 
@@ -71,7 +77,7 @@ class Windows:
 
     def in_format(self, dtype: np.dtype) -> Windows:
         """The windows of the series in another format."""
-        return Windows(self.values.astype(dtype), self.starts, self.length)
+        return Windows(self.values.astype(dtype), self.starts, self.length, rows=self.rows)
 
 
 def last_known(values: np.ndarray) -> np.ndarray:

@@ -63,10 +63,10 @@ def make_batches(
 ) -> Batches:
     """Batches of encoded rows, as the config says; `row` is the number of the row in its data set.
 
-    A window's is that of its first row: of the first column that is of windows.
+    A window's is that of its beginning, of the first column that is of windows.
     """
     config = recipe.run
-    starts = next((c.starts for c in columns.values() if isinstance(c, Windows)), None)
+    numbers = next((c.rows for c in columns.values() if isinstance(c, Windows)), None)
     schema = recipe.schema()
     return Batches(
         columns,
@@ -74,6 +74,6 @@ def make_batches(
         shuffle=training,
         seed=config.seed,
         bucket_by=recipe.bucket_by if config.data.bucket else None,
-        row_numbers=starts,
+        row_numbers=numbers,
         allow_float64=frozenset(f.name for f in schema.fields if f.dtype == "float64"),
     )

@@ -10,6 +10,7 @@ from castiron.data.readers.delimited import DelimitedSource, spellings_of
 from castiron.data.readers.files import DataFile, format_for
 from castiron.data.readers.idx import IdxSource
 from castiron.data.readers.jsonl import JsonLinesSource
+from castiron.data.readers.lines import LinesSource
 from castiron.data.readers.npz import NpzSource
 from castiron.data.readers.parquet import ParquetSource
 from castiron.data.readers.source import Block, Source
@@ -36,4 +37,6 @@ def open_source(
         return NpzSource(file, schema, options, mapping)
     if kind == "idx":
         return IdxSource(file, schema, options, mapping)
+    if kind == "text":
+        return LinesSource(file, schema, options, mapping)
     return DelimitedSource(file, schema, options, mapping, tabs=kind == "tsv")

@@ -27,6 +27,7 @@ _FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".npz": "npz",
+    ".txt": "text",
 }
 _PIECE = 1 << 20
 

@@ -1,0 +1,76 @@
+"""Plain text: every line is a row with the one column `text`. Empty lines are rows, too."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Mapping
+
+import pyarrow as pa
+
+from castiron.data.options import ReadOptions
+from castiron.data.readers.files import DataFile
+from castiron.data.readers.source import Block, Texts, locate
+from castiron.data.schema import Column, Schema
+from castiron.diagnostics import DataError, Place, finding
+
+COLUMN = "text"
+_PIECE = 1 << 20
+"""Bytes read at a time."""
+
+
+class LinesSource:
+    """One file of lines. A line ends with a line feed, alone or after a carriage return, and no other way."""
+
+    unit = "line"
+    beside: tuple[DataFile, ...] = ()
+    has_cells = False
+    rows: int | None = None
+
+    def __init__(
+        self,
+        file: DataFile,
+        schema: Schema,
+        options: ReadOptions,
+        mapping: Mapping[str, tuple[Column, ...]],
+    ) -> None:
+        self.file = file
+        self.columns = locate(file.name, schema, mapping, [COLUMN], named=True)
+        self._encoding = options.encoding
+
+    def blocks(self) -> Iterator[Block]:
+        """The lines of the file in order.
+
+        Raises:
+            DataError: the file is damaged, or not in its encoding.
+        """
+        line, rest = 1, ""
+        decoder = codecs.getincrementaldecoder(self._encoding)()
+        with self.file.stream() as read:
+            while True:
+                piece = read(_PIECE)
+                try:
+                    rest += decoder.decode(piece, final=not piece)
+                except UnicodeDecodeError as error:
+                    raise self._undecodable(line + rest.count("\n"), error) from None
+                *whole, rest = rest.split("\n")
+                if not piece and rest:
+                    whole.append(rest)
+                if whole:
+                    yield self._block(whole, line)
+                    line += len(whole)
+                if not piece:
+                    return
+
+    def _block(self, lines: list[str], first: int) -> Block:
+        cells = pa.array([text.removesuffix("\r") for text in lines], type=pa.large_string())
+        return Block(len(lines), {n: Texts(cells, "text") for n in self.columns.located}, first)
+
+    def _undecodable(self, line: int, error: UnicodeDecodeError) -> DataError:
+        at = bytes(error.object[error.start : error.start + 1])
+        line += bytes(error.object[: error.start]).count(b"\n")
+        return DataError(
+            finding(
+                "D133", "", place=Place(file=self.file.name, line=line), expected=f"text in {self._encoding}",
+                received=f"byte 0x{at.hex().upper()}",
+            )
+        )  # fmt: skip
