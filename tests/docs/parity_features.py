@@ -208,14 +208,12 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
         (
             "recipes before their first step",
             t("lightning/test_auditing.py::test_strict_stops_before_the_first_step"),
-            t("keras/audit/test_keras_report.py::test_a_recipe_is_audited_before_its_first_step"),
+            t("keras/audit/test_keras_report.py::test_strict_stops_a_recipe_before_its_first_step"),
         ),
         (
             "again while training (`audit.every`)",
             t("lightning/test_auditing.py::test_a_departure_that_comes_late_is_reported_once"),
-            no(
-                "the compiled step of a recipe has one signature: what was audited is what runs to the end"
-            ),
+            no("the compiled step of a recipe has one signature: what was audited is what runs to the end"),
         ),
         (
             "evaluation beside training",

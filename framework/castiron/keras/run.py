@@ -82,11 +82,11 @@ class TrainingRun:
     def _fit(self, writer: EventWriter, state: dict[str, Any]) -> Outcome:
         job, module = self._job, self._module
         recorder = self._recorder = Recorder(job, writer, module, self._steps, len(self._train))
-        self._health = Measuring(job, module, writer, resumed_at=state["step"] if state else None)
         recorder.open({split: data.report for split, data in self._prepared.datasets.items()})
         if state:
             self._resume(state)
         audit_before_training(job, module, self._train)
+        self._health = Measuring(job, module, writer, resumed_at=state["step"] if state else None)
         recorder.begin(state.get("step", 0), state.get("batches_done", 0))
         status: Status = "completed"
         failure: NumericIncident | None = None
