@@ -263,8 +263,8 @@ def _in_blocks(
         np.not_equal(back, values, out=mask)
         if not mask.any():
             continue
-        # The largest relative error from the ratio, which costs a pass less than the difference; it is right
-        # to a billionth. fmax and fmin pass over NaN: 0/0 where a zero stayed zero, and a NaN that stayed NaN.
+        # The largest relative error from the ratio, a pass less than from the difference, and right to a
+        # billionth. fmax and fmin pass over NaN: 0/0 where a zero stayed zero, and a NaN that stayed NaN.
         np.divide(back, values, out=ratio)
         error = max(float(np.fmax.reduce(ratio)) - 1, 1 - float(np.fmin.reduce(ratio)))
         if largest is None or not error <= largest:
