@@ -248,9 +248,7 @@ class _Load:
             self._skipped += skipped
             for file in (source.file, *source.beside):
                 self._report.files.append(
-                    FileReport(
-                        file=file.name, rows=index.rows + skipped, bytes=file.size, blake3=file.digest
-                    )
+                    FileReport(file=file.name, rows=index.rows + skipped, bytes=file.size, blake3=file.digest)
                 )
 
     def _take(self, block: Block, source: Source, index: LineIndex) -> int:
