@@ -86,6 +86,9 @@ class NumericHealth(pl.Callback):
         self.monitor = HealthMonitor(getattr(module, "precision_root", module), (), policy)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        home = None
+        if self._folder is None and not isinstance(trainer.logger, RunLogger):
+            home = trainer.log_dir  # a broadcast: all ranks have to ask, also those that measure nothing
         if self.monitor is None:
             return
         self.monitor.use(trainer.optimizers)
@@ -94,8 +97,8 @@ class NumericHealth(pl.Callback):
             logger = trainer.logger
             if isinstance(logger, RunLogger):
                 folder, writer = folder or logger.run.path, writer or logger.experiment
-            if folder is None and trainer.log_dir is not None:
-                folder = Path(trainer.log_dir)
+            if folder is None and home is not None:
+                folder = Path(home)
             if folder is not None:
                 resumed = self._resumed_at
                 if resumed is None and trainer.global_step:
