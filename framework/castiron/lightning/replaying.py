@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 import castiron.torch.replay
 from castiron.data import Schema
 from castiron.diagnostics import CastironError, Place
-from castiron.lightning.checkpoints import read_checkpoint
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.quiet import quiet_lightning
 from castiron.lightning.training_step import loss_of_step
@@ -37,6 +36,7 @@ from castiron.torch.precision import apply
 from castiron.torch.replay.step import ReplayStep
 from castiron.torch.switches import matmul_switches
 from castiron.torch.updates import guard_updates
+from castiron.torch.weights import read_weights
 from castiron.training.backend import Remedies, Replayed, Tried
 from castiron.training.config import RunConfig
 from castiron.training.incident_folder import ASSETS, PARAMETERS, IncidentFolder, digest_of
@@ -354,6 +354,6 @@ def _checkpoint(folder: IncidentFolder) -> dict[str, Tensor] | None:
             "The checkpoint with the parameters is not the one of the incident any more.",
             received=str(path),
         )
-    state = read_checkpoint(path)["state_dict"]
+    state, _ = read_weights(path)
     prefix = "model." if folder.facts.get("kind") == "recipe" else ""
     return {str(name).removeprefix(prefix): value for name, value in state.items()}
