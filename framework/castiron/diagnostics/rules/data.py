@@ -337,7 +337,8 @@ RULES: tuple[Rule, ...] = (
         severity="error",
         what="The suffix of a file does not name a format that castiron reads.",
         why="Guessing a delimiter goes wrong in silence.",
-        remedy="Set data.format (csv, tsv, jsonl, parquet, npz, idx, text), and data.delimiter where it is another.",
+        remedy="Set data.format (csv, tsv, jsonl, parquet, npz, idx, text), and data.delimiter where it is "
+        "another.",
         bad="data: {train: cars.data}",
         good="data: {train: cars.data, format: csv, delimiter: whitespace}",
     ),
