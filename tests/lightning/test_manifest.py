@@ -1,4 +1,4 @@
-"""A table of checkpoints that do not fit: each is refused with its own message, and nothing is changed."""
+"""A table of checkpoints that do not fit: each is refused with its own message, and no file is changed."""
 
 from __future__ import annotations
 
@@ -330,8 +330,8 @@ BYTES = {
 
 
 def refused(run: RunDirectory, said: tuple[str, ...]) -> None:
-    """Resuming is refused in these words, and neither disk nor memory has changed."""
-    before, generators = bytes_below(run.path), torch.get_rng_state()
+    """Resuming is refused in these words, and nothing on disk has changed. (Memory: tests/torch/test_weights.py.)"""
+    before = bytes_below(run.path)
     with pytest.raises(ManifestError) as error:
         resume(run, ["trainer.max_epochs=2"])
     assert error.value.exit_code == 2
@@ -341,7 +341,6 @@ def refused(run: RunDirectory, said: tuple[str, ...]) -> None:
     after = bytes_below(run.path)
     assert {k for k in {**before, **after} if before.get(k) != after.get(k)} == set()
     assert not Path("pwned").exists()
-    assert generators.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("what", CHANGED)
