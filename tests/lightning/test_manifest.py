@@ -330,7 +330,7 @@ BYTES = {
 
 
 def refused(run: RunDirectory, said: tuple[str, ...]) -> None:
-    """Resuming is refused in these words, and nothing on disk has changed. (Memory: tests/torch/test_weights.py.)"""
+    """Resuming is refused in these words, and nothing on disk has changed."""
     before = bytes_below(run.path)
     with pytest.raises(ManifestError) as error:
         resume(run, ["trainer.max_epochs=2"])
