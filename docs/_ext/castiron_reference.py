@@ -24,6 +24,9 @@ from castiron.training import config as run_config
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
+REFERENCE, OF_RULES = "reference/generated", "rules"
+"""Folders below docs/ that hold nothing but what is generated."""
+
 POLICY = (
     PrecisionPolicy,
     policy_sections.LayerRule,
@@ -55,16 +58,18 @@ CONFIG = (
 
 
 def pages() -> dict[str, str]:
-    """Path below docs/reference/generated → Markdown."""
+    """Path below docs/ → Markdown."""
     made = {
-        "policy.md": fields("Policy fields", POLICY),
-        "config.md": fields("Config fields", CONFIG),
-        "presets.md": presets(),
-        "formats.md": formats(),
-        "commands.md": command_line(),
-        "rules.md": rules_index(),
+        "policy": fields("Policy fields", POLICY),
+        "config": fields("Config fields", CONFIG),
+        "presets": presets(),
+        "formats": formats(),
+        "commands": command_line(),
     }
-    return made | {f"rules/{code}.md": rule_page(rule) for code, rule in RULES.items()}
+    rules = {"index": rules_index(), **{code: rule_page(rule) for code, rule in RULES.items()}}
+    return {f"{REFERENCE}/{name}.md": text for name, text in made.items()} | {
+        f"{OF_RULES}/{name}.md": text for name, text in rules.items()
+    }
 
 
 def write(folder: Path) -> None:
@@ -75,13 +80,14 @@ def write(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
-    for path in folder.rglob("*.md"):
-        if path.relative_to(folder).as_posix() not in wanted:
-            path.unlink()
+    for own in (REFERENCE, OF_RULES):
+        for path in (folder / own).rglob("*.md"):
+            if path.relative_to(folder).as_posix() not in wanted:
+                path.unlink()
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    app.connect("builder-inited", lambda app: write(Path(app.srcdir) / "reference" / "generated"))
+    app.connect("builder-inited", lambda app: write(Path(app.srcdir)))
     return {"parallel_read_safe": True}
 
 
@@ -237,9 +243,9 @@ def rules_index() -> str:
         if of:
             lines += ["", f"## {family}xx: {title}", "", "| code | name | severity | |", "|---|---|---|---|"]
             lines += [
-                f"| [{r.code}](rules/{r.code}.md) | {r.name} | {r.severity} | {cell(r.what)} |" for r in of
+                f"| [{r.code}]({r.code}.md) | {r.name} | {r.severity} | {cell(r.what)} |" for r in of
             ]
-    lines += ["", "```{toctree}", ":hidden:", "", *(f"rules/{code}" for code in RULES), "```"]
+    lines += ["", "```{toctree}", ":hidden:", "", *RULES, "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,7 @@ from castiron.formats import FORMATS
 from castiron.policy import ALIASES, PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = "reference/generated/"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def pages(reference: Any) -> dict[str, str]:
 def test_every_field_of_policy_and_config_has_a_row(reference: Any, pages: dict[str, str]) -> None:
     for page, models in (("policy.md", reference.POLICY), ("config.md", reference.CONFIG)):
         for model in models:
-            section = pages[page].split(f"\n## {model.__name__}\n")[1].split("\n## ")[0]
+            section = pages[REFERENCE + page].split(f"\n## {model.__name__}\n")[1].split("\n## ")[0]
             rows = [line for line in section.splitlines() if line.startswith("| `")]
             assert len(rows) == len(model.model_fields), model.__name__
             for row, (name, field) in zip(rows, model.model_fields.items(), strict=True):
@@ -52,14 +53,14 @@ def test_every_section_that_a_page_links_to_is_there(pages: dict[str, str]) -> N
     import re
 
     for page in ("policy.md", "config.md"):
-        for target, anchor in re.findall(r"\]\((\w+\.md)#(\w+)\)", pages[page]):
-            headings = [line[3:].lower() for line in pages[target].splitlines() if line.startswith("## ")]
+        for target, anchor in re.findall(r"\]\((\w+\.md)#(\w+)\)", pages[REFERENCE + page]):
+            headings = [line[3:].lower() for line in pages[REFERENCE + target].splitlines() if line.startswith("## ")]
             assert anchor in headings, f"{page} → {target}#{anchor}"
 
 
 def test_every_rule_has_a_page_and_a_row(pages: dict[str, str]) -> None:
     for code, rule in RULES.items():
-        assert f"[{code}](rules/{code}.md)" in pages["rules.md"]
+        assert f"[{code}]({code}.md)" in pages["rules/index.md"]
         text = pages[f"rules/{code}.md"]
         assert text.startswith(f"# {code} {rule.name}\n")
         for part in (rule.what, rule.why, rule.remedy, rule.bad, rule.good):
@@ -68,20 +69,20 @@ def test_every_rule_has_a_page_and_a_row(pages: dict[str, str]) -> None:
 
 def test_every_preset_alias_and_format_is_there(pages: dict[str, str]) -> None:
     for name in (*PRESETS, *ALIASES):
-        assert f"`{name}`" in pages["presets.md"]
+        assert f"`{name}`" in pages[REFERENCE + "presets.md"]
     for name in FORMATS:
-        assert f"| `{name}` |" in pages["formats.md"]
+        assert f"| `{name}` |" in pages[REFERENCE + "formats.md"]
     assert (
         "| `float16` | 16 | 5, 10 | 65504 | 6.1035e-05 | 5.9605e-08 | 0.00097656 | 2,048 |"
-        in pages["formats.md"]
+        in pages[REFERENCE + "formats.md"]
     )
 
 
 def test_every_command_is_there(pages: dict[str, str]) -> None:
     names = [c.name for c in app.registered_commands] + [g.name for g in app.registered_groups]
     for name in names:
-        assert f"\n## castiron {name}\n" in pages["commands.md"]
-    assert "--resume" in pages["commands.md"]
+        assert f"\n## castiron {name}\n" in pages[REFERENCE + "commands.md"]
+    assert "--resume" in pages[REFERENCE + "commands.md"]
 
 
 def test_pages_that_are_no_more_are_removed(reference: Any, tmp_path: Path) -> None:
@@ -89,6 +90,6 @@ def test_pages_that_are_no_more_are_removed(reference: Any, tmp_path: Path) -> N
     (tmp_path / "rules" / "X999.md").write_text("gone")
     reference.write(tmp_path)
     assert not (tmp_path / "rules" / "X999.md").exists()
-    before = (tmp_path / "policy.md").stat().st_mtime_ns
+    before = (tmp_path / REFERENCE / "policy.md").stat().st_mtime_ns
     reference.write(tmp_path)
-    assert (tmp_path / "policy.md").stat().st_mtime_ns == before, "unchanged pages are not written again"
+    assert (tmp_path / REFERENCE / "policy.md").stat().st_mtime_ns == before, "unchanged pages are not written again"
