@@ -242,9 +242,7 @@ def rules_index() -> str:
         of = [rule for code, rule in RULES.items() if code.startswith(family)]
         if of:
             lines += ["", f"## {family}xx: {title}", "", "| code | name | severity | |", "|---|---|---|---|"]
-            lines += [
-                f"| [{r.code}]({r.code}.md) | {r.name} | {r.severity} | {cell(r.what)} |" for r in of
-            ]
+            lines += [f"| [{r.code}]({r.code}.md) | {r.name} | {r.severity} | {cell(r.what)} |" for r in of]
     lines += ["", "```{toctree}", ":hidden:", "", *RULES, "```"]
     return "\n".join(lines) + "\n"
 

@@ -54,7 +54,9 @@ def test_every_section_that_a_page_links_to_is_there(pages: dict[str, str]) -> N
 
     for page in ("policy.md", "config.md"):
         for target, anchor in re.findall(r"\]\((\w+\.md)#(\w+)\)", pages[REFERENCE + page]):
-            headings = [line[3:].lower() for line in pages[REFERENCE + target].splitlines() if line.startswith("## ")]
+            headings = [
+                line[3:].lower() for line in pages[REFERENCE + target].splitlines() if line.startswith("## ")
+            ]
             assert anchor in headings, f"{page} → {target}#{anchor}"
 
 
@@ -92,4 +94,6 @@ def test_pages_that_are_no_more_are_removed(reference: Any, tmp_path: Path) -> N
     assert not (tmp_path / "rules" / "X999.md").exists()
     before = (tmp_path / REFERENCE / "policy.md").stat().st_mtime_ns
     reference.write(tmp_path)
-    assert (tmp_path / REFERENCE / "policy.md").stat().st_mtime_ns == before, "unchanged pages are not written again"
+    assert (tmp_path / REFERENCE / "policy.md").stat().st_mtime_ns == before, (
+        "unchanged pages are not written again"
+    )
