@@ -55,6 +55,14 @@ def helper():
 '''
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_compiled() -> None:
+    """What another test compiled in this process is none of the next one's business."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is not None:
+        dynamo.counters.clear()
+
+
 @pytest.fixture
 def user_recipe(tmp_path: Path) -> Path:
     """A user's file with the recipe `Tiny`; nothing of it needs a framework."""

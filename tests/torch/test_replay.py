@@ -134,7 +134,7 @@ def test_what_only_compiled_code_does_is_said_to_be_of_the_compiled_code() -> No
     verdict = Verdict(True, {"loss": ("micro-batch 0",)})
     found = replayed(model, [{"x": x}], lambda b: compiled(b["x"]).square().mean(), verdict)
     assert found.code == "N509"
-    assert "of the compiled model; run eagerly the step is finite" in found.message
+    assert "run eagerly, with nothing compiled, the step is finite" in found.message
     assert "trainer.compile=false" in found.remedy
     torch._dynamo.reset()
 

@@ -292,11 +292,11 @@ def not_reproduced(step: ReplayStep, compiled: bool) -> Attribution:
     seen = ", ".join(step.verdict.seen) or "the step"
     if compiled:
         message = (
-            f"The guard saw NaN or infinity in {seen} of the compiled model; run eagerly the step is finite"
+            f"The guard saw NaN or infinity in {seen}; run eagerly, with nothing compiled, the step is finite"
         )
         todo = (
-            "The compiled code and the written one disagree: train with `trainer.compile=false`, and report "
-            "the incident's folder to PyTorch."
+            "Where the model was compiled, the compiled code and the written one disagree: train with "
+            "`trainer.compile=false`, and report the incident's folder to PyTorch."
         )
     else:
         message = f"The guard saw NaN or infinity in {seen}; run again the step is finite"
