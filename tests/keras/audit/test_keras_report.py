@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -96,28 +97,33 @@ def test_floatx_left_on_float64() -> None:
     assert "keras.config.floatx() is float64" in str(report.errors)
 
 
-def job(tmp_path: Path) -> Job:
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
     loaded = load_config(
         "lstm-sentiment",
         ["backend=tensorflow", "model.embedding=8", "model.hidden=8", "trainer.max_steps=1",
          "trainer.limit_validation=1", "trainer.limit_test=1", "precision=bf16-mixed"],
     )  # fmt: skip
     (tmp_path / "config.yaml").write_text("recipe: lstm-sentiment\n")
-    return Job(config=loaded.config, recipe=loaded.recipe, run=RunDirectory(tmp_path), reporter=Silent())
+    run = RunDirectory(tmp_path)
+    yield Job(config=loaded.config, recipe=loaded.recipe, run=run, reporter=Silent())
+    run.close()
 
 
-def test_a_recipe_is_audited_before_its_first_step(tmp_path: Path) -> None:
-    load_backend("tensorflow").fit(job(tmp_path))
+def test_a_recipe_is_audited_before_its_first_step(tmp_path: Path, job: Job) -> None:
+    load_backend("tensorflow").fit(job)
     report = verify(tmp_path)
     assert report.ok
     assert list(report.formats) == ["forward", "loss", "backward"]
     assert json.loads((tmp_path / "audit.json").read_text())["share_of_flops"]["bfloat16"] > 0.9
 
 
-def test_strict_stops_a_recipe_before_its_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_stops_a_recipe_before_its_first_step(
+    tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = audit(faulty(), X)
     monkeypatch.setattr("castiron.keras.auditing.audit_module", lambda module, batch: found)
     with pytest.raises(AuditError, match="F304"):
-        load_backend("tensorflow").fit(job(tmp_path))
+        load_backend("tensorflow").fit(job)
     assert not verify(tmp_path).ok
     assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
