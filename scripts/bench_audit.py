@@ -150,7 +150,6 @@ machine lengthen less. Memory is the peak of the whole process so far, imports a
 - While a recipe trains, one step in 200 (`audit.every`) runs under a recorder: it took {ratio:.2f} times a
   step ({bare:.0f} ms), so {share:.2%} of the training. The other steps run as if there were no audit: it
   leaves no hook behind (tested).
-- Other programs ran beside it; on a quiet machine it takes less.
 """
 
 
