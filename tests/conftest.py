@@ -272,10 +272,10 @@ def held_step(gambler: Path, tmp_path: Path) -> Callable[..., Path]:
         from castiron.lightning.module import RecipeModule
         from castiron.policy import resolve
         from castiron.torch import apply, describe, device_capability
-        from castiron.torch.guard import Verdict
         from castiron.torch.incident_tensors import random_state, set_random_state
         from castiron.torch.replay import ReplayStep, attribute
         from castiron.training.config_file import load_config
+        from castiron.training.held import Verdict
 
         source = tmp_path / "gambler.yaml"
         source.write_text(f"recipe: {gambler}:Gambler\n")

@@ -18,11 +18,11 @@ from castiron.diagnostics import CastironError, HardwareError, PlanError
 from castiron.lightning.incidents import incident_of, store
 from castiron.lightning.replaying import promoted, replay_recipe
 from castiron.policy import PrecisionPolicy
-from castiron.torch.guard import Verdict
 from castiron.torch.incident_tensors import random_state, set_random_state
 from castiron.torch.replay import ReplayStep, attribute
 from castiron.training import load_config
 from castiron.training.backend import Remedies, Replayed
+from castiron.training.held import Verdict
 from castiron.training.incident import Attribution
 from castiron.training.incident_folder import IncidentFolder, listed_incidents
 from castiron.training.launch import train

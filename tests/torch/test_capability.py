@@ -17,7 +17,7 @@ from castiron.formats import FORMATS
 from castiron.policy import FAMILIES, DeviceCapability, preset_outlook
 from castiron.torch import capability as module
 from castiron.torch.capability import device_capability, probe, resolve_device
-from castiron.torch.capability_cache import cache_directory
+from castiron.training.capability_cache import cache_directory
 
 CPU = torch.device("cpu")
 

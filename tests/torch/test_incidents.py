@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from castiron.diagnostics import CastironError, RunError
 from castiron.torch import incidents
-from castiron.torch.guard import Verdict
-from castiron.torch.incidents import StoredStep, incident_of, is_finite_step, store
+from castiron.torch.incidents import StoredStep, is_finite_step, store
 from castiron.torch.replay import ReplayStep
+from castiron.training.held import Verdict, incident_of
 from castiron.training.incident import Attribution, BadRow
 from castiron.training.incident_folder import IncidentFolder
 

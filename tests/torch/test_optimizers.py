@@ -11,8 +11,9 @@ from torch.optim import SGD
 
 from castiron.torch.clipping import clip_by_norm, gradient_norm
 from castiron.torch.optimizers import build_optimizer, can_fuse, choose_kernel, parameter_groups
-from castiron.torch.schedules import build_schedule, factor_of
+from castiron.torch.schedules import build_schedule
 from castiron.training.config import OptimizerConfig, ScheduleConfig
+from castiron.training.schedules import factor_of
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "adagrad", "rmsprop"])

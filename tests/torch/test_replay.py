@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from castiron.torch.guard import Verdict
 from castiron.torch.replay import ReplayStep, attribute
 from castiron.torch.snapshot import Snapshot
+from castiron.training.held import Verdict
 from castiron.training.incident import Attribution
 
 Batch = dict[str, Tensor]

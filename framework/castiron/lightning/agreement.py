@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from castiron.torch.guard import Verdict
+from castiron.training.held import Verdict
 from castiron.training.incident import Incident
 
 

@@ -15,7 +15,7 @@ from castiron.lightning.guard import NumericGuard
 from castiron.lightning.loaders import TorchLoader
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.precision import PrecisionPlugin
-from castiron.lightning.run import make_trainer, total_steps
+from castiron.lightning.run import make_trainer
 from castiron.lightning.session import _load, _session
 from castiron.torch.capability import device_capability
 from castiron.torch.health.monitor import HealthMonitor
@@ -23,6 +23,7 @@ from castiron.torch.modules import describe
 from castiron.training.backend import Job
 from castiron.training.calibration import Measured, Trial
 from castiron.training.preparation import prepare
+from castiron.training.schedules import total_steps
 
 _COLD = 5
 """Steps of a trial whose time does not count."""

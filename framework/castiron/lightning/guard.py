@@ -20,13 +20,13 @@ from castiron.lightning.module import RecipeModule
 from castiron.lightning.precision import PrecisionPlugin
 from castiron.lightning.responding import RollbackPoints, lower_learning_rate, promote
 from castiron.policy import Plan, PrecisionPolicy
-from castiron.torch.guard import COMPUTED, UPDATED, StepGuard, Verdict
-from castiron.torch.held import Origin, describe_held, rows_of
+from castiron.torch.guard import COMPUTED, UPDATED, StepGuard
 from castiron.torch.late import LateVerdict, can_be_late
 from castiron.torch.replay import attribute
 from castiron.torch.replay.step import ReplayStep
 from castiron.torch.scaling import forget_verdict, give_verdict
 from castiron.torch.snapshot import Snapshot, drop_gradients
+from castiron.training.held import Origin, Verdict, describe_held, rows_of
 from castiron.training.incident import Attribution, Incident
 from castiron.training.responses import Decision, Responses
 from castiron.training.run_directory import CHECKPOINTS, INCIDENTS

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.precision import PrecisionPlugin
 from castiron.lightning.training_step import loss_of_step
-from castiron.torch.guard import Verdict
 from castiron.torch.replay import ReplayStep
+from castiron.training.held import Verdict
 
 
 def can_replay(trainer: pl.Trainer) -> bool:

@@ -13,8 +13,9 @@ import lightning.pytorch as pl
 from castiron.lightning.module import RecipeModule
 from castiron.policy import Plan
 from castiron.torch import incidents
-from castiron.torch.incidents import PARAMETERS_LIMIT, Origin, incident_of
+from castiron.torch.incidents import PARAMETERS_LIMIT
 from castiron.torch.replay.step import ReplayStep
+from castiron.training.held import Origin, incident_of
 from castiron.training.incident import Incident
 from castiron.training.incident_folder import BUDGET
 from castiron.training.registry import recipe_file

@@ -33,12 +33,12 @@ from castiron.torch.audit.errors import dtype_errors
 from castiron.torch.manifest import optimizer_identity
 from castiron.torch.optimizers import build_optimizer
 from castiron.training.backend import Job, Outcome, Status
-from castiron.training.config import TrainerConfig
 from castiron.training.incident import Incident
 from castiron.training.incident_text import as_markdown
 from castiron.training.manifest import asset_digests, numbers_of
 from castiron.training.preparation import Prepared
 from castiron.training.run_directory import PLAN
+from castiron.training.schedules import total_steps
 
 
 class TrainingRun:
@@ -211,17 +211,6 @@ class TrainingRun:
         """Where a training row stands: file and line."""
         origin = self._prepared.datasets["train"].origin(row)
         return f"{origin.file}:{origin.line}"
-
-
-def total_steps(config: TrainerConfig, batches: int) -> int:
-    """Optimizer steps of a training with so many batches an epoch. The last step of an epoch may have fewer
-    batches to accumulate."""
-    ends = []
-    if config.max_epochs is not None:
-        ends.append(config.max_epochs * -(-batches // config.accumulate))
-    if config.max_steps is not None:
-        ends.append(config.max_steps)
-    return min(ends)
 
 
 def make_trainer(

@@ -11,7 +11,7 @@ from castiron.lightning.checkpoints import load_foreign, load_weights
 from castiron.lightning.loaders import TorchLoader
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.quiet import quiet_lightning
-from castiron.lightning.run import TrainingRun, make_trainer, total_steps
+from castiron.lightning.run import TrainingRun, make_trainer
 from castiron.policy import resolve
 from castiron.torch.capability import device_capability
 from castiron.torch.determinism import deterministic_algorithms, seed_everything, threads
@@ -22,6 +22,7 @@ from castiron.training.audit import AuditReport
 from castiron.training.backend import Job, Outcome, Preview, Split
 from castiron.training.manifest import asset_digests
 from castiron.training.preparation import make_batches, prepare
+from castiron.training.schedules import total_steps
 
 
 def preview(job: Job) -> Preview:

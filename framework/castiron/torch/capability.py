@@ -18,10 +18,10 @@ import torch
 
 from castiron.diagnostics import HardwareError, Place, finding
 from castiron.policy import FAMILIES, DeviceCapability, Family, Support
-from castiron.torch.capability_cache import read, write
 from castiron.torch.determinism import isolated_rng, threads
 from castiron.torch.dtypes import torch_dtype
 from castiron.torch.probes import make_probe
+from castiron.training.capability_cache import read, write
 
 _MEASURED = ("float32", "float64", "bfloat16", "float16")
 _FLOAT8 = ("float8_e4m3fn", "float8_e5m2")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from castiron.policy.sections import GuardTarget
 from castiron.torch.activations import ActivationWatch
 from castiron.torch.dtypes import NARROW
 from castiron.torch.scaling_kernels import multiply_and_check
+from castiron.training.held import Verdict
 
 UPDATED: frozenset[GuardTarget] = frozenset({"parameters", "optimizer"})
 """What an optimizer's step changes: looked at after it, such a step can still be undone."""
@@ -28,22 +28,6 @@ COMPUTED: frozenset[GuardTarget] = frozenset({"loss", "gradients", "buffers", "a
 
 _LARGE = 1 << 15
 """Elements from which on the sum of a tensor is cheaper than the multi-tensor kernel, which writes too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the guard saw of one step."""
-
-    bad: bool
-    seen: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """What was watched (loss, gradients …) → names of what is not finite there; only where something is."""
-    micro_batches: tuple[int, ...] = ()
-    """Accumulated batches, from 0, whose loss is not finite."""
-
-    @property
-    def gradients_only(self) -> bool:
-        """Whether losses and all else are finite: what an overflow under loss scaling looks like."""
-        return self.bad and set(self.seen) == {"gradients"}
 
 
 class StepGuard:

@@ -5,23 +5,17 @@ Shared by the bare loop's transaction and by whatever else drives a guard; knows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, finding
 from castiron.policy import Plan
 from castiron.policy.sections import DynamicScaling, GuardSection
-from castiron.torch.guard import Verdict
-from castiron.torch.incidents import incident_of, store
+from castiron.torch.incidents import store
 from castiron.torch.replay import ReplayStep, attribute
 from castiron.torch.scaling import Scaler
-from castiron.training.incident import Attribution, BadRow, Incident
+from castiron.training.held import Origin, Verdict, describe_held, incident_of
+from castiron.training.incident import Incident
 from castiron.training.responses import Responses
-
-Origin = Callable[[int], str]
-"""Row number of a batch's `row` field → `file:line`."""
-_SHOWN = 3
 
 
 def is_expected(verdict: Verdict, scaler: Scaler) -> bool:
@@ -100,78 +94,3 @@ def check_response(section: GuardSection) -> None:
                 remedy="Choose one of those, or train with castiron.lightning.Trainer.",
             )
         )
-
-
-def describe_held(
-    verdict: Verdict,
-    step: int,
-    watch: Sequence[str],
-    *,
-    rows: str = "",
-    incident: Incident | Attribution | None = None,
-) -> Finding:
-    """What there is to say of a held step: what replay found to blame, else what the guard saw (N500).
-
-    Args:
-        step: optimizer steps committed before it.
-        watch: the policy's `guard.watch`.
-        rows: the rows of the batch, as `rows_of` gives them; an incident has those to blame.
-        incident: what replay found.
-    """
-    seen = "; ".join(f"{what} ({listed(names)})" if names else what for what, names in verdict.seen.items())
-    held = f"the step after {step:,} committed ones is not finite, and was not applied"
-    evidence: dict[str, Any] = {
-        "seen": {what: list(names) for what, names in verdict.seen.items()},
-        "micro_batches": list(verdict.micro_batches),
-        "step": step,
-    }
-    if incident is None:
-        return finding(
-            "N500",
-            held[0].upper() + held[1:] + (f"; its rows: {rows}" if rows else ""),
-            place=Place(phase="forward" if "loss" in verdict.seen else "backward"),
-            expected=f"finite {', '.join(watch)}",
-            received=f"NaN or infinity in {seen}",
-            **evidence,
-        )
-    producer, source = incident.producer, incident.producer.source
-    if blamed := [_row(r) for r in incident.rows]:
-        held += f"; because of {listed(blamed)}"
-    return finding(
-        incident.code,
-        f"{incident.message.rstrip('.')}: {held}",
-        place=Place(
-            file=source.file if source else None,
-            line=source.line if source else None,
-            module=producer.module,
-            op=producer.op,
-            phase=incident.phase,
-        ),
-        expected=f"finite {', '.join(watch)}",
-        received=f"NaN or infinity in {seen}",
-        remedy=incident.remedy or None,
-        **evidence,
-    )
-
-
-def rows_of(batches: Sequence[Any], verdict: Verdict, origin: Origin | None = None) -> str:
-    """The rows of the batches to blame, as far as batches carry them; empty where they do not."""
-    # Manual optimization may take several losses of one batch.
-    chosen = [b for i, b in enumerate(batches) if i in verdict.micro_batches] or batches
-    rows = [int(r) for b in chosen if isinstance(b, Mapping) and "row" in b for r in b["row"].tolist()]
-    if not rows:
-        return ""
-    return listed([origin(r) if origin else str(r) for r in rows[:_SHOWN]], len(rows))
-
-
-def listed(names: Sequence[str], total: int | None = None) -> str:
-    """The first names, and how many more there are."""
-    total = len(names) if total is None else total
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {total - _SHOWN} more" if total > _SHOWN else shown
-
-
-def _row(row: BadRow) -> str:
-    if row.file is not None:
-        return f"{row.file}:{row.line}" if row.line is not None else row.file
-    return f"row {row.row}" if row.row is not None else f"row {row.index} of the batch"

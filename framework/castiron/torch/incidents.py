@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import castiron
 from castiron.policy import Plan
-from castiron.torch.guard import Verdict
 from castiron.torch.incident_tensors import (
     DamagedTensors,
     LeftOut,
@@ -28,8 +26,9 @@ from castiron.torch.incident_tensors import (
 )
 from castiron.torch.modules import devices_of
 from castiron.torch.replay.step import ReplayStep
-from castiron.training.environment import describe_environment, versions
-from castiron.training.incident import Attribution, BadRow, Incident
+from castiron.training.environment import describe_environment
+from castiron.training.held import Origin, Verdict, located
+from castiron.training.incident import Attribution, Incident
 from castiron.training.incident_folder import (
     ASSETS,
     BATCH,
@@ -49,46 +48,6 @@ _MOST_ROWS = 10_000
 """Rows of a step whose places are stored."""
 PARAMETERS_LIMIT = 256 << 20
 """Bytes of parameters that an incident stores; larger models are known by a checkpoint, or not at all."""
-Origin = Callable[[int], str]
-"""Row number of the data set → `file:line`."""
-
-
-def incident_of(
-    attribution: Attribution,
-    *,
-    step: int,
-    epoch: int,
-    policy: str,
-    verdict: Verdict,
-    response: str = "",
-    rank: int = 0,
-    origin: Origin | None = None,
-) -> Incident:
-    """The record of a held step.
-
-    Args:
-        attribution: what replay found.
-        step: optimizer steps committed before it.
-        epoch: the one it happened in.
-        policy: the policy's short string.
-        verdict: what the guard saw.
-        response: what is done about it.
-        rank: of the process whose step it was.
-        origin: names the file and line of rows.
-    """
-    told = {name: getattr(attribution, name) for name in Attribution.model_fields}
-    told["rows"] = tuple(_located(row, origin) for row in attribution.rows)
-    return Incident(
-        **told,
-        step=step,
-        epoch=epoch,
-        rank=rank,
-        policy=policy,
-        seen={what: list(names) for what, names in verdict.seen.items()},
-        response=response,
-        castiron=castiron.__version__,
-        versions=versions(),
-    )
 
 
 def store(
@@ -204,7 +163,7 @@ class StoredStep:
     def located(self, found: Attribution) -> Attribution:
         """An attribution whose rows have the files and lines that the folder knows."""
         origins = self.folder.facts.get("origins", {})
-        known = [r if r.row is None else _located(r, lambda n: str(origins[str(n)])) if str(r.row) in origins
+        known = [r if r.row is None else located(r, lambda n: str(origins[str(n)])) if str(r.row) in origins
                  else r for r in found.rows]  # fmt: skip
         return found.model_copy(update={"rows": tuple(known)})
 
@@ -365,15 +324,6 @@ def _origins(batches: Sequence[Any], origin: Origin | None) -> dict[str, str]:
     rows = [b["row"] for b in batches if isinstance(b, Mapping) and isinstance(b.get("row"), Tensor)]
     numbers = [int(n) for row in rows for n in row.reshape(-1)[:_MOST_ROWS].tolist()]
     return {str(n): origin(n) for n in numbers[:_MOST_ROWS]}
-
-
-def _located(row: BadRow, origin: Origin | None) -> BadRow:
-    if origin is None or row.row is None or row.file is not None:
-        return row
-    file, _, line = origin(row.row).rpartition(":")
-    if not file or not line.isdigit():
-        return row.model_copy(update={"file": origin(row.row)})
-    return row.model_copy(update={"file": file, "line": int(line)})
 
 
 def _state_of(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import partial
-from typing import Protocol
-
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-
-class ScheduleSettings(Protocol):
-    """What of a config's schedule is used here (`training.config.ScheduleConfig` has it)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def warmup(self) -> int | float: ...
-    @property
-    def final(self) -> float: ...
+from castiron.training.schedules import ScheduleSettings, factor_of
 
 
 def build_schedule(optimizer: Optimizer, schedule: ScheduleSettings, steps: int) -> LambdaLR | None:
@@ -34,26 +20,3 @@ def build_schedule(optimizer: Optimizer, schedule: ScheduleSettings, steps: int)
     if schedule.name == "constant" and not schedule.warmup:
         return None
     return LambdaLR(optimizer, factor_of(schedule, steps))
-
-
-def factor_of(schedule: ScheduleSettings, steps: int) -> Callable[[int], float]:
-    """Step number (from 0) → factor of the learning rate."""
-    if steps < 1:
-        raise ValueError(f"Expected at least 1 step. Received {steps}.")
-    known = ("constant", "cosine", "linear", "one-cycle")
-    if schedule.name not in known:
-        raise ValueError(f"Expected a schedule ({', '.join(known)}). Received {schedule.name!r}.")
-    warmup = schedule.warmup if isinstance(schedule.warmup, int) else round(schedule.warmup * steps)
-    return partial(_factor, name=schedule.name, warmup=min(warmup, steps), steps=steps, final=schedule.final)
-
-
-def _factor(step: int, *, name: str, warmup: int, steps: int, final: float) -> float:
-    if step < warmup:
-        part = (step + 1) / (warmup + 1)
-        return (1 - math.cos(math.pi * part)) / 2 if name == "one-cycle" else part
-    if name == "constant":
-        return 1.0
-    last = max(steps - 1 - warmup, 1)
-    part = min((step - warmup) / last, 1.0)
-    down = 1 - part if name == "linear" else (1 + math.cos(math.pi * part)) / 2
-    return final + (1 - final) * down

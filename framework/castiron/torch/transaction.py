@@ -22,8 +22,8 @@ from castiron.policy import Plan, PrecisionPolicy, resolve
 from castiron.torch.capability import device_capability
 from castiron.torch.clipping import clip_by_norm, gradient_norm
 from castiron.torch.dtypes import torch_dtype
-from castiron.torch.guard import COMPUTED, UPDATED, StepGuard, Verdict
-from castiron.torch.held import HeldSteps, Origin, check_response, is_expected
+from castiron.torch.guard import COMPUTED, UPDATED, StepGuard
+from castiron.torch.held import HeldSteps, check_response, is_expected
 from castiron.torch.inputs import cast_inputs
 from castiron.torch.late import LateVerdict, can_be_late
 from castiron.torch.loss import check_loss
@@ -34,6 +34,7 @@ from castiron.torch.scaling import Scaler, make_scaler, step_unless
 from castiron.torch.snapshot import Snapshot, drop_gradients
 from castiron.torch.switches import matmul_switches
 from castiron.torch.updates import guard_updates
+from castiron.training.held import Origin, Verdict
 from castiron.training.incident import Incident
 
 LossOf = Callable[[Any], Tensor]

@@ -40,6 +40,7 @@ def incident_of(
     policy: str,
     verdict: Verdict,
     response: str = "",
+    rank: int = 0,
     origin: Origin | None = None,
 ) -> Incident:
     """The record of a held step.
@@ -51,6 +52,7 @@ def incident_of(
         policy: the policy's short string.
         verdict: what the guard saw.
         response: what is done about it.
+        rank: of the process whose step it was.
         origin: names the file and line of rows.
     """
     told = {name: getattr(attribution, name) for name in Attribution.model_fields}
@@ -59,6 +61,7 @@ def incident_of(
         **told,
         step=step,
         epoch=epoch,
+        rank=rank,
         policy=policy,
         seen={what: list(names) for what, names in verdict.seen.items()},
         response=response,
@@ -78,13 +81,19 @@ def located(row: BadRow, origin: Origin | None) -> BadRow:
 
 
 def describe_held(
-    verdict: Verdict, step: int, watch: Sequence[str], *, incident: Incident | Attribution | None = None
+    verdict: Verdict,
+    step: int,
+    watch: Sequence[str],
+    *,
+    rows: str = "",
+    incident: Incident | Attribution | None = None,
 ) -> Finding:
     """What there is to say of a held step: what replay found to blame, else what the guard saw (N500).
 
     Args:
         step: optimizer steps committed before it.
         watch: the policy's `guard.watch`.
+        rows: the rows of the batch, as `rows_of` gives them; an incident has those to blame.
         incident: what replay found.
     """
     seen = "; ".join(f"{what} ({listed(names)})" if names else what for what, names in verdict.seen.items())
@@ -99,7 +108,7 @@ def describe_held(
         place = Place(phase="forward" if "loss" in verdict.seen else "backward")
         return finding(
             "N500",
-            held[0].upper() + held[1:],
+            held[0].upper() + held[1:] + (f"; its rows: {rows}" if rows else ""),
             place=place,
             expected=expected,
             received=received,
@@ -123,6 +132,14 @@ def describe_held(
         remedy=incident.remedy or None,
         **evidence,
     )
+
+
+def rows_of(batches: Sequence[Any], verdict: Verdict, origin: Origin | None = None) -> str:
+    """The rows of the batches to blame, as far as batches carry them; empty where they do not."""
+    # Manual optimization may take several losses of one batch.
+    chosen = [b for i, b in enumerate(batches) if i in verdict.micro_batches] or batches
+    rows = [row for batch in chosen for row in row_numbers(batch) or ()]
+    return listed([origin(r) if origin else str(r) for r in rows[:_SHOWN]], len(rows))
 
 
 def listed(names: Sequence[str], total: int | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from castiron.torch.guard import Verdict
+from castiron.training.held import Verdict
 
 
 @dataclass(kw_only=True)
