@@ -54,10 +54,10 @@ class StepLoop(_TrainingEpochLoop):
         super().on_run_start(data_fetcher)
         trainer = self.trainer
         self._lean = serves(trainer)
+        self._module, self._plugin = trainer.lightning_module, trainer.precision_plugin
         self._listeners = {name: _listeners(trainer, name) for name in _OF_A_STEP}
         self._moves = trainer.strategy.root_device.type != "cpu"
-        plugin = trainer.precision_plugin
-        if isinstance(plugin, PrecisionPlugin):
+        if isinstance(plugin := self._plugin, PrecisionPlugin):
             plugin.before_step = self._before_step if self._lean else None
         self._guard = _guard_that_shares(trainer) if self._lean else None
         if self._lean:  # a profiler's stations around the next batch
@@ -72,7 +72,7 @@ class StepLoop(_TrainingEpochLoop):
         batch, _, _ = next(data_fetcher)
         batch_idx = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
-        batch = trainer.precision_plugin.convert_input(batch)
+        batch = self._plugin.convert_input(batch)
         if self._moves:
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         progress.increment_ready()
@@ -80,16 +80,31 @@ class StepLoop(_TrainingEpochLoop):
         progress.increment_started()
         loss = self._train(batch, batch_idx)
         progress.increment_processed()
-        self.update_lr_schedulers("step", update_plateau_schedulers=False)
-        if self._num_ready_batches_reached():
-            self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        if trainer.lr_scheduler_configs:
+            self.update_lr_schedulers("step", update_plateau_schedulers=False)
+            if self._num_ready_batches_reached():
+                self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         self._tell("on_train_batch_end", {"loss": loss}, batch, batch_idx)
         progress.increment_completed()
+
+    def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
+        trainer = self.trainer
+        if (
+            not self._lean
+            or self._skip_next_val
+            or trainer.lr_scheduler_configs
+            or trainer.should_stop
+            or trainer.received_sigterm
+            or self._should_check_val_fx(data_fetcher)
+        ):
+            super().on_advance_end(data_fetcher)
+        elif not self._should_accumulate():  # all that is left of it between two validations
+            self._batches_that_stepped += 1
 
     def _train(self, batch: Any, batch_idx: int) -> Tensor:
         """Forward, backward, and the optimizer's step where enough batches are accumulated. → the loss."""
         trainer = self.trainer
-        plugin, module, optimizer = trainer.precision_plugin, trainer.lightning_module, trainer.optimizers[0]
+        plugin, module, optimizer = self._plugin, self._module, trainer.optimizers[0]
         assert isinstance(plugin, PrecisionPlugin)
         share = trainer.accumulate_grad_batches
         losses: list[Tensor] = []
@@ -120,9 +135,8 @@ class StepLoop(_TrainingEpochLoop):
         """Between backward and the optimizer's step."""
         trainer, guard = self.trainer, self._guard
         if guard is not None:  # one norm serves it and clipping
-            plugin = trainer.precision_plugin
-            assert isinstance(plugin, PrecisionPlugin)
-            dtype = torch_dtype(plugin.policy.accumulate)
+            assert isinstance(self._plugin, PrecisionPlugin)
+            dtype = torch_dtype(self._plugin.policy.accumulate)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             guard.gradient_norm = gradient_norm(parameters, dtype)
             self._tell("on_before_optimizer_step", optimizer)
@@ -131,11 +145,11 @@ class StepLoop(_TrainingEpochLoop):
         self._tell("on_before_optimizer_step", optimizer)
         if trainer.gradient_clip_val:
             how = trainer.gradient_clip_algorithm or GradClipAlgorithmType.NORM
-            trainer.precision_plugin.clip_gradients(optimizer, trainer.gradient_clip_val, how)
+            self._plugin.clip_gradients(optimizer, trainer.gradient_clip_val, how)
 
     def _tell(self, hook: str, *arguments: Any) -> None:
         for listener in self._listeners[hook]:
-            listener(self.trainer, self.trainer.lightning_module, *arguments)
+            listener(self.trainer, self._module, *arguments)
 
 
 def use_step_loop(trainer: pl.Trainer) -> None:

@@ -20,7 +20,7 @@ from castiron.policy import Plan, PrecisionPolicy, resolve
 from castiron.torch.capability import device_capability
 from castiron.torch.clipping import clip_by_norm
 from castiron.torch.dtypes import torch_dtype
-from castiron.torch.inputs import cast_inputs
+from castiron.torch.inputs import InputCast
 from castiron.torch.loss import check_loss
 from castiron.torch.modules import describe
 from castiron.torch.precision import Precision as AppliedPlan
@@ -57,7 +57,7 @@ class PrecisionPlugin(Precision):
         self.findings: list[Finding] = []
         """What resolving and applying the plan had to say that did not stop it."""
         self._applied: AppliedPlan | None = None
-        self._schema: Schema | None = None
+        self._cast = InputCast(self.policy)
         self._scaler = make_scaler(self.policy.scaling)
         self._stepped: set[Optimizer] = set()
         self._checked_loss = False
@@ -69,7 +69,8 @@ class PrecisionPlugin(Precision):
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         root = getattr(module, "precision_root", module)
-        self._schema = getattr(module, "schema", None)
+        schema: Schema | None = getattr(module, "schema", None)
+        self._cast = InputCast(self.policy, schema)
         device = _device_of(module)
         self.teardown()
         self.plan, notes = resolve(self.policy, describe(root), device_capability(str(device)))
@@ -93,7 +94,7 @@ class PrecisionPlugin(Precision):
     # --- a step ------------------------------------------------------------------------------------
 
     def convert_input(self, data: Any) -> Any:
-        return cast_inputs(data, self.policy, self._schema)
+        return self._cast(data)
 
     @contextlib.contextmanager
     def forward_context(self) -> Generator[None, None, None]:

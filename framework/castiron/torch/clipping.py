@@ -46,17 +46,17 @@ def clip_by_norm(
     """
     if not max_norm > 0:
         raise ValueError(f"Expected max_norm above 0. Received {max_norm}.")
-    gradients = _gradients(parameters)
-    norm = _norm(gradients, dtype) if norm is None else norm
+    parameters = list(parameters)
+    norm = _norm(_gradients(parameters), dtype) if norm is None else norm
     if norm.device.type == "cpu":  # to look costs nothing here, and most steps need no clipping
         value = norm.item()
         if math.isfinite(value) and value + 1e-6 > max_norm:
-            for group in _by_kind(gradients):
+            for group in _by_kind(_gradients(parameters)):
                 torch._foreach_mul_(group, max_norm / (value + 1e-6))
         return norm
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     factor = torch.where(norm.isfinite(), factor, 1.0)
-    for group in _by_kind(gradients):
+    for group in _by_kind(_gradients(parameters)):
         torch._foreach_mul_(group, factor.to(device=group[0].device, dtype=_factor_dtype(group[0])))
     return norm
 

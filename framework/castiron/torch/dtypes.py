@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from castiron.formats import number_format
@@ -10,6 +12,7 @@ NARROW: frozenset[torch.dtype] = frozenset({torch.bfloat16, torch.float16})
 """Formats of 16 bits: what autocast computes in, and what an island widens."""
 
 
+@cache
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a format; tf32 is stored as float32.
 

@@ -102,11 +102,8 @@ class StepGuard:
         Args:
             targets: only these of what is watched; None: all.
         """
-        named = self._named(targets)
-        bad = not_finite([t for tensors in named.values() for t in tensors.values()])
-        if self._activations is None or (targets is not None and "activations" not in targets):
-            return bad
-        return _any([bad, self._activations.flag()])
+        bad, flags = self._look(targets)
+        return torch.ones(()) if bad else _any(flags)
 
     def verdict(self, targets: Collection[GuardTarget] | None = None) -> Verdict:
         """The verdict, with names where it is bad. Waits for the device.
@@ -115,7 +112,8 @@ class StepGuard:
             targets: only these of what is watched; None: all.
         """
         watched = self._activations is not None and (targets is None or "activations" in targets)
-        if not self.flag(targets).item():
+        bad, flags = self._look(targets)
+        if not bad and not (flags and _any(flags).item()):
             if watched and self._activations is not None:
                 self._activations.learn()
             return Verdict(False)
@@ -132,6 +130,13 @@ class StepGuard:
             return Verdict(False)
         micro = tuple(i for i, loss in enumerate(self._losses) if not loss.isfinite().all())
         return Verdict(True, seen, micro)
+
+    def _look(self, targets: Collection[GuardTarget] | None) -> tuple[bool, list[Tensor]]:
+        named = self._named(targets)
+        bad, flags = _look([t for tensors in named.values() for t in tensors.values()])
+        if self._activations is not None and (targets is None or "activations" in targets):
+            flags.append(self._activations.flag())
+        return bad, flags
 
     def _named(self, targets: Collection[GuardTarget] | None = None) -> dict[str, dict[str, Tensor]]:
         watch = self._watch if targets is None else self._watch.intersection(targets)
@@ -159,7 +164,6 @@ class StepGuard:
         }
 
 
-@torch.no_grad()
 def not_finite(tensors: Iterable[Tensor]) -> Tensor:
     """1.0 where an element of any tensor is NaN or infinite, else 0.0: float32, 0-dim, on the device of the
     tensors. Waits for no device but a CPU.
@@ -169,6 +173,13 @@ def not_finite(tensors: Iterable[Tensor]) -> Tensor:
     is not either they are looked at element by element, as finite values may overflow in both. All others go
     through torch's multi-tensor kernel of loss scaling, with a scale of 1.
     """
+    bad, flags = _look(tensors)
+    return torch.ones(()) if bad else _any(flags)
+
+
+@torch.no_grad()
+def _look(tensors: Iterable[Tensor]) -> tuple[bool, list[Tensor]]:
+    """Whether the host has seen one that is not finite; the answers that are on devices."""
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         values = _values(tensor)
@@ -179,7 +190,7 @@ def not_finite(tensors: Iterable[Tensor]) -> Tensor:
             continue
         if values.is_cpu and (size == 1 or size >= _LARGE):
             if not _is_finite(values):
-                return torch.ones(())
+                return True, []
         else:
             groups.setdefault((values.device, values.dtype), []).append(values)
     flags: list[Tensor] = []
@@ -190,7 +201,7 @@ def not_finite(tensors: Iterable[Tensor]) -> Tensor:
         found = torch.zeros((), dtype=torch.float32, device=device)
         multiply_and_check(group, found, torch.ones((), dtype=torch.float32, device=device))
         flags.append(found)
-    return _any(flags)
+    return False, flags
 
 
 def _is_finite(values: Tensor) -> bool:

@@ -38,11 +38,13 @@ def cast_inputs(batch: Any, policy: PrecisionPolicy, schema: Schema | None = Non
         DataError: an array of Python objects (D117) or of text (D101), or a value that becomes infinite in
             the narrower format (D103); with the place in the batch.
     """
-    return _Cast(policy, schema)(batch, "batch", None)
+    return InputCast(policy, schema)(batch)
 
 
-class _Cast:
-    def __init__(self, policy: PrecisionPolicy, schema: Schema | None) -> None:
+class InputCast:
+    """`cast_inputs` for many batches: what follows from the policy and the schema is found out once."""
+
+    def __init__(self, policy: PrecisionPolicy, schema: Schema | None = None) -> None:
         self.feature = torch_dtype(policy.param)
         self.target = torch_dtype(policy.loss)
         islands = policy.islands
@@ -56,7 +58,8 @@ class _Cast:
         self.unknown = torch.float32 if self.feature in NARROW and casts_itself else self.feature
         self.roles = {field.name: field.role for field in schema.fields} if schema is not None else {}
 
-    def __call__(self, leaf: Any, path: str, role: str | None) -> Any:
+    def __call__(self, leaf: Any, path: str = "batch", role: str | None = None) -> Any:
+        """A batch, or a part of it: where it stands there, and the role of the field that it belongs to."""
         if isinstance(leaf, torch.Tensor):
             return self._tensor(leaf, path, role)
         if isinstance(leaf, (np.ndarray, np.generic)):

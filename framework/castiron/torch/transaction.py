@@ -24,7 +24,7 @@ from castiron.torch.clipping import clip_by_norm, gradient_norm
 from castiron.torch.dtypes import torch_dtype
 from castiron.torch.guard import COMPUTED, UPDATED, StepGuard
 from castiron.torch.held import HeldSteps, check_response, is_expected
-from castiron.torch.inputs import cast_inputs
+from castiron.torch.inputs import InputCast
 from castiron.torch.late import LateVerdict, can_be_late
 from castiron.torch.loss import check_loss
 from castiron.torch.modules import describe
@@ -202,6 +202,7 @@ class Transaction:
         for optimizer in optimizers:
             guard_updates(optimizer, policy)
         self._optimizers, self._policy, self._scaler = optimizers, policy, scaler
+        self._cast = InputCast(policy)
         self._responses = HeldSteps(plan, origin, incidents)
         self._schedulers, self._averages, self._clip_norm = schedulers, averages, clip_norm
         self._guard = StepGuard(self._root, policy.guard.watch, optimizers)
@@ -246,7 +247,7 @@ class Transaction:
         if not batches:
             raise ValueError("Expected one batch or more. Received none.")
         outcome = StepOutcome(self.settle)
-        cast = [cast_inputs(batch, self._policy) for batch in batches]
+        cast = [self._cast(batch) for batch in batches]
         attempt = _Attempt(turns, cast, self._snapshots_of(len(turns)), outcome)
         self._tried += 1
         every = self._policy.guard.every

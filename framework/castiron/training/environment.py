@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Package → version, of those that are installed. Nothing is imported."""
+    return dict(_installed())
+
+
+@cache  # every checkpoint asks, and reading the packages' records takes tens of milliseconds
+def _installed() -> dict[str, str]:
     found = {}
     for package in (*PACKAGES, "tensorflow_cpu"):
         try:
