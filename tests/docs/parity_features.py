@@ -258,6 +258,11 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
             no("not yet: gradients at layers' outputs are measured, casts between them are not"),
         ),
         (
+            "what the order of accumulation does to a gradient",
+            t("torch/test_health_order.py::test_equal_to_the_reference"),
+            no("not yet"),
+        ),
+        (
             "health.parquet and TensorBoard's Health pages",
             t("lightning/test_health.py::test_tensorboard_gets_curves_histograms_figures_and_nothing_empty"),
             t("keras/health/test_keras_health_run.py::test_a_run_is_measured"),

@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from castiron.health.dynamics import dead_units, growth, second_moment, update
+from castiron.formats import number_format
+from castiron.health.dynamics import (
+    PARTS,
+    accumulation_noise,
+    dead_units,
+    growth,
+    parts_of,
+    second_moment,
+    update,
+)
+from castiron.health.rounding import round_to
 
 
 def test_updates_that_bfloat16_loses() -> None:
@@ -65,3 +75,40 @@ def test_dead_units() -> None:
     assert dead_units(values) == 1
     assert dead_units(values, axis=0) == 0
     assert dead_units(np.zeros((0, 4))) == 0
+
+
+def test_the_parts_are_slices_in_their_order() -> None:
+    x = np.arange(20.0).reshape(10, 2)
+    parts = parts_of(x)
+    assert parts.shape == (PARTS, 2)
+    np.testing.assert_array_equal(parts[0], x[0] + x[1])  # ten rows in eight slices: the first two have two
+    np.testing.assert_array_equal(parts[-1], x[-1])
+    np.testing.assert_array_equal(parts_of(x.T, axis=0), parts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=hnp.arrays(np.float64, (PARTS, 5), elements=st.floats(-1e4, 1e4)),
+    name=st.sampled_from(["float32", "bfloat16", "float16"]),
+)
+def test_accumulation_noise_is_within_its_bound(parts: np.ndarray, name: str) -> None:
+    """Each order is wrong by at most γ Σ|x| (Higham 2002, section 4.2), as long as nothing is subnormal."""
+    found = accumulation_noise(parts, name)
+    terms = round_to(parts, name)
+    exact = np.linalg.norm(terms.sum(0))
+    if found is None:
+        assert exact == 0 or not np.isfinite(exact) or name == "float16"
+        return
+    u = 2.0 ** -(number_format(name).fraction_bits + 1)
+    gamma = (PARTS - 1) * u / (1 - (PARTS - 1) * u)
+    assert found * exact <= 2 * gamma * np.linalg.norm(np.abs(terms).sum(0)) * (1 + 1e-9)
+
+
+def test_accumulation_noise_where_parts_cancel() -> None:
+    plain = np.full((PARTS, 3), 0.1)
+    cancelling = np.concatenate([plain[:4] * 1000, plain[:4] * -987.0])
+    assert (accumulation_noise(cancelling, "bfloat16") or 0) > 0.1
+    assert (accumulation_noise(cancelling, "float32") or 1) < 1e-4
+    assert accumulation_noise(np.full((PARTS, 2), 0.5), "bfloat16") == 0
+    assert accumulation_noise(np.zeros((PARTS, 2)), "bfloat16") is None
+    assert accumulation_noise(np.full((PARTS, 2), 6e4), "float16") is None

@@ -21,6 +21,7 @@ CALLS = {
     "gradient_rms": ("head",),
     "growth": ("lstm",),
     "dead_units": ("relu",),
+    "accumulation_noise": ("head",),
     "exponents": ("parameters",),
     "figure": ("exponents by layer", "What it shows."),
 }

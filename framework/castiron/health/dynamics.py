@@ -1,5 +1,6 @@
 """What is measured between tensors and over time: updates that are lost, how large they are, Adam's second
-moment, growth over time steps, dead units. The NumPy reference; a wing computes the same on its device."""
+moment, growth over time steps, dead units, and what the order of a sum does to it. The NumPy reference; a
+wing computes the same on its device."""
 
 from __future__ import annotations
 
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from castiron.health.rounding import round_to
 
 Values = NDArray[Any]
+
+PARTS = 8
+"""Micro-batches that a step's gradient is taken to be summed from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +110,50 @@ def dead_units(values: Values, axis: int = -1) -> int:
     batch."""
     moved = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
     return int((moved == 0).all(axis=0).sum()) if moved.size else 0
+
+
+def parts_of(gradient: Values, axis: int = -1) -> NDArray[np.float64]:
+    """The gradient that a bias added to what a layer hands on would have, by micro-batch: [PARTS, units].
+
+    That gradient is the sum of the layer's output gradient over every row and place; here it is taken over
+    `PARTS` slices of them, in the order in which they stand (of `numpy.array_split`), each in float64.
+
+    Args:
+        gradient: of the loss with respect to what a layer hands on.
+        axis: of its units (features, channels).
+    """
+    rows = np.moveaxis(gradient, axis, -1).reshape(-1, gradient.shape[axis]).astype(np.float64)
+    return np.stack([part.sum(0) for part in np.array_split(rows, PARTS)])
+
+
+def accumulation_noise(parts: Values, dtype: str) -> float | None:
+    """What the order of accumulation does to a gradient: ‖a - b‖ / ‖s‖, L2 norms. a is the sum of the parts
+    one after the other in a format, b the same from the last to the first, s the sum in float64.
+
+    Either sum of n parts is wrong by at most γ Σ|x|, γ = (n - 1) u / (1 - (n - 1) u), u the format's unit
+    roundoff (Higham 2002, "Accuracy and Stability of Numerical Algorithms", 2nd ed., section 4.2): where
+    parts cancel, Σ|x| is many times |Σ x|, and so is the noise.
+
+    Args:
+        parts: [n, units], rounded to the format first.
+
+    Returns:
+        None where the sum is zero, or not finite in the format.
+    """
+    terms = round_to(parts, dtype)
+
+    def total(order: Values) -> Values:
+        found: Values = order[0]
+        for term in order[1:]:
+            found = round_to(found + term, dtype)
+        return found
+
+    return noise_between(total(terms), total(terms[::-1]), terms.sum(0))
+
+
+def noise_between(a: Values, b: Values, exact: Values) -> float | None:
+    """‖a - b‖ / ‖exact‖; None where that is no number."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        size = float(np.linalg.norm(exact))
+        found = float(np.linalg.norm(a - b)) / size if size else math.nan
+    return found if math.isfinite(found) else None

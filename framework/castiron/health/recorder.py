@@ -194,6 +194,7 @@ class HealthRecorder:
             ("growth", tags.growth, levels),
             ("dead", tags.dead_units, dead),
             ("rms", tags.gradient_rms, rms),
+            ("noise", tags.accumulation_noise, dict(snapshot.noise)),
         ):
             for layer in self._chosen(name, found):
                 value = found.get(layer)

@@ -94,6 +94,9 @@ class Snapshot:
     """Root mean square of a recurrent layer's state, by time step."""
     dead: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Dead units and all units of what a layer hands on."""
+    noise: Mapping[str, float] = field(default_factory=dict)
+    """`castiron.health.dynamics.accumulation_noise` of a layer's gradient, in the format in which the
+    gradients of its parameters are kept."""
     casts: tuple[BackwardCast, ...] = ()
     scaling: ScaleHealth = ScaleHealth("none")
     held: int = 0
@@ -154,6 +157,8 @@ def rows_of(snapshot: Snapshot) -> list[dict[str, Any]]:
         if kind == "updates" and layer in snapshot.moments:
             m = snapshot.moments[layer]
             row |= {"moment_underflow": m.underflow_share, "moment_overflow": m.overflow_share}
+        if kind == "activation gradients" and layer in snapshot.noise:
+            row["accumulation_noise"] = snapshot.noise[layer]
         if kind == "activations":
             if layer in snapshot.dead:
                 row |= {"dead_units": snapshot.dead[layer][0], "units": snapshot.dead[layer][1]}

@@ -20,7 +20,7 @@ FILE = "health.parquet"
 _WHOLE = ("size", "zeros", "subnormals", "nans", "infinities", "wanted_updates", "lost_updates", "dead_units",
           "units")  # fmt: skip
 _REAL = ("largest", "smallest", "rms", "headroom_up", "headroom_down", "update_ratio", "moment_underflow",
-         "moment_overflow", "growth")  # fmt: skip
+         "moment_overflow", "growth", "accumulation_noise")  # fmt: skip
 
 SCHEMA = pa.schema(
     [
@@ -92,6 +92,9 @@ class HealthTable:
                 group = file.read_row_group(i)
                 if self._resumed_at is not None:
                     group = group.filter(pa.compute.less_equal(group["step"], self._resumed_at))
+                for i, column in enumerate(SCHEMA):  # what an earlier version did not measure is null
+                    if column.name not in group.column_names:
+                        group = group.add_column(i, column, pa.nulls(group.num_rows, column.type))
                 yield group.cast(SCHEMA)
 
 
@@ -103,10 +106,10 @@ def read(folder: str | Path) -> list[Snapshot]:
         return []
     steps: dict[int, tuple[Any, ...]] = {}
     for row in pq.read_table(path).to_pylist():
-        groups, updates, dead, full, peaks = steps.get(row["step"], ({}, {}, {}, False, {}))
+        groups, updates, dead, full, peaks, noise = steps.get(row["step"], ({}, {}, {}, False, {}, {}))
         if row["exponents"] is None:
             peaks[row["kind"], row["layer"]] = (row["dtype"], row["largest"])
-            steps[row["step"]] = (groups, updates, dead, full, peaks)
+            steps[row["step"]] = (groups, updates, dead, full, peaks, noise)
             continue
         exponents = np.zeros(bins_of(row["dtype"]), np.int64)
         first = row["first_exponent"]
@@ -134,10 +137,12 @@ def read(folder: str | Path) -> list[Snapshot]:
             updates[layer] = LayerUpdate(moved, row["dtype"])
         if row["units"] is not None:
             dead[layer] = (row["dead_units"], row["units"])
-        steps[row["step"]] = (groups, updates, dead, full, peaks)
+        if row.get("accumulation_noise") is not None:
+            noise[layer] = row["accumulation_noise"]
+        steps[row["step"]] = (groups, updates, dead, full, peaks, noise)
     return [
-        Snapshot(step, groups=g, updates=u, dead=d, full=f, peaks=p)
-        for step, (g, u, d, f, p) in sorted(steps.items())
+        Snapshot(step, groups=g, updates=u, dead=d, full=f, peaks=p, noise=n)
+        for step, (g, u, d, f, p, n) in sorted(steps.items())
     ]
 
 

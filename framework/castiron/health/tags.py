@@ -164,6 +164,15 @@ def dead_units(layer: str) -> Tag:
     return _layer("dead units", layer, "Share of units that are zero for every row of the batch.")
 
 
+def accumulation_noise(layer: str) -> Tag:
+    return _layer(
+        "accumulation noise",
+        layer,
+        "How far two orders of summing the layer's gradient from 8 micro-batches lie apart, relative to it, "
+        "in the format in which gradients are kept. Above 1e-2, keep them in a wider one.",
+    )
+
+
 def exponents(kind: str) -> Tag:
     return _tag(
         "Health",

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from castiron.health.snapshot import BackwardCast
 from castiron.torch.dtypes import NARROW, dtype_name
 from castiron.torch.health.measure import Batch
+from castiron.torch.health.order import OrderWatch
 from castiron.torch.modules import RECURRENT, family
 
 _PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
@@ -37,6 +38,7 @@ class Boundaries:
     def __init__(self, model: nn.Module) -> None:
         self.active = False
         self._batch: Batch | None = None
+        self.order = OrderWatch()
         self._calls: dict[str, int] = {}
         self._levels: dict[str, list[Tensor]] = {}
         self._dead: dict[str, Tensor] = {}
@@ -106,15 +108,16 @@ class Boundaries:
             self._levels.setdefault(name, []).append(_rms(main).reshape(1))
         if calls > 4 and calls & (calls - 1):
             return  # of many calls: the first four, then the 8th, 16th, …
+        axis = 1 if main.dim() > 3 or family(module) == "conv" else -1
         if isinstance(module, nn.ReLU | nn.ReLU6 | nn.Threshold):
-            axis = 1 if main.dim() > 3 else -1
             silent = (main == 0).transpose(axis, -1).reshape(-1, main.shape[axis]).all(0)
             self._dead[name] = silent if name not in self._dead else self._dead[name] & silent
         for index, tensor in tensors:
             label = name if index == 0 else f"{name}[{index}]"
             self._batch.add(("activations", label), [tensor])
             if tensor.requires_grad:
-                tensor.register_hook(_Gradient(self._batch, label))
+                order = self.order if index == 0 and self._batch.formats else None
+                tensor.register_hook(_Gradient(self._batch, label, order, axis))
 
     @torch.no_grad()
     def see_call(self, name: str, output: Any) -> None:
@@ -206,12 +209,14 @@ class _Nothing:
 class _Gradient:
     """The hook of one tensor that a layer handed on."""
 
-    def __init__(self, batch: Batch, label: str) -> None:
-        self._batch, self._label = batch, label
+    def __init__(self, batch: Batch, label: str, order: OrderWatch | None, axis: int) -> None:
+        self._batch, self._label, self._order, self._axis = batch, label, order, axis
 
     def __call__(self, gradient: Tensor) -> None:
         with unobserved():
             self._batch.add(("activation gradients", self._label), [gradient])
+            if self._order is not None and not gradient.is_sparse:
+                self._order.see(self._label, gradient, self._axis)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -85,6 +85,8 @@ class HealthMonitor:
         self._scaling = ScaleHealth("none")
         self._held = 0
         self._findings: list[Finding] = []
+        self._kept_in: dict[str, torch.dtype] = {}
+        """Format of the gradients of a layer's parameters, in which they are summed over micro-batches."""
         self._updating = False
         self.active = False
         """Whether the step at hand is measured."""
@@ -145,8 +147,10 @@ class HealthMonitor:
         if not self._batch.peaks_only:
             with unobserved():
                 for layer, parameters in self._parameters.items():
-                    gradients = [p.grad for _, p in parameters if p.grad is not None]
-                    self._batch.add(("gradients", layer), _by_dtype(gradients))
+                    gradients = _by_dtype(p.grad for _, p in parameters if p.grad is not None)
+                    self._batch.add(("gradients", layer), gradients)
+                    if gradients:
+                        self._kept_in[layer] = gradients[0].dtype
                 self._steps.before()
 
     def end(self, *, held: int | None = None) -> Snapshot | None:
@@ -192,6 +196,7 @@ class HealthMonitor:
             self._batch.take_peaks()
             self._boundaries.take_levels()
             self._boundaries.take_dead()
+            self._boundaries.order.discard()
             self.active = self._updating = False
 
     def news(self) -> list[Finding]:
@@ -225,6 +230,7 @@ class HealthMonitor:
             moments=moments,
             levels=self._boundaries.take_levels(),
             dead=self._boundaries.take_dead(),
+            noise=self._boundaries.order.take(self._kept_in),
             casts=self._casts.take(),
             scaling=self._scaling,
             held=self._held,
