@@ -1,14 +1,13 @@
 """Writes TensorBoard event files without a framework, and never at the expense of the training.
 
-Records are framed by tensorboard's own `RecordWriter` and made of tensorboard's own protocol buffers
-(`castiron.health.records`). Its `EventFileWriter` is not used: it opens the file through
-`tensorboard.compat.tf`, which imports TensorFlow wherever that is installed (2 s and 270 MB), and once a
-write has failed it raises at every later one.
+Records are made of tensorboard's own protocol buffers (`castiron.health.records`) and framed as its
+`RecordWriter` frames them (`castiron.health.framing`). Its `EventFileWriter` is not used: it opens the file
+through `tensorboard.compat.tf`, which imports TensorFlow wherever that is installed (2 s and 270 MB), and
+once a write has failed it raises at every later one.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import socket
@@ -20,10 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tensorboard.summary.writer.record_writer import RecordWriter
-
 from castiron.diagnostics import Finding, Place, RunError, finding
 from castiron.health import records
+from castiron.health.framing import framed
 from castiron.health.tags import Tag
 
 _file_numbers = itertools.count()
@@ -187,9 +185,7 @@ class EventWriter:
 
     def _append(self, record: bytes) -> None:
         """Write one framed record in full, or raise OSError."""
-        framed = io.BytesIO()
-        RecordWriter(framed).write(record)
-        rest = framed.getbuffer()
+        rest = memoryview(framed(record))
         while len(rest):
             rest = rest[self._file.write(rest) or 0 :]
         self._end = self._file.tell()
