@@ -43,7 +43,9 @@ def data_report(report: DataReport) -> None:
         console.say(f"{file.file}: {file.rows:,} rows, {file.bytes:,} bytes{digest}")
     console.table(HEADINGS, report.as_table_rows(), right=range(3, len(HEADINGS)))
     if report.extra_columns:
-        console.say(f"Columns that no field reads: {', '.join(report.extra_columns)}")
+        names = report.extra_columns
+        more = f" and {len(names) - 50:,} more" if len(names) > 50 else ""
+        console.say(f"Columns that no field reads: {', '.join(names[:50])}{more}")
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]]) -> None:

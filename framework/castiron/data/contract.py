@@ -286,9 +286,7 @@ class _Load:
     def _same_fields(self, source: Source) -> None:
         """An optional field is in all files or in none."""
         found = set(source.columns.located)
-        for name in source.columns.extra:
-            if name not in self._report.extra_columns:
-                self._report.extra_columns.append(name)
+        self._report.extra_columns = list(dict.fromkeys((*self._report.extra_columns, *source.columns.extra)))
         if self._present is None:
             self._present = found
         elif odd := sorted(self._present ^ found):

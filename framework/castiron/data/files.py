@@ -1,10 +1,11 @@
-"""Writing files whole or not at all, and their digests."""
+"""Files: written whole or not at all, what is none, what expands too far, and digests."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,33 @@ def written_atomically(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+FREE = 1 << 30
+"""Bytes that any file may expand to."""
+EXPANSION = 200
+"""How many times its size a file may expand to beyond that. (Deflate reaches 1,032.)"""
+
+
+def expands_too_far(unpacked: int, packed: int, most: int = EXPANSION) -> bool:
+    """Whether so many bytes from so few are more than can be meant well."""
+    return unpacked > max(FREE, most * packed)
+
+
+def odd_kind(path: Path) -> str | None:
+    """What stands at a path that is neither missing nor a file: reading it may wait for ever.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    names = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    return names.get(stat.S_IFMT(mode), "device")
 
 
 def sha256_of(path: str | Path) -> str:

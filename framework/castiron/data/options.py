@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator
+
+from castiron.data.files import EXPANSION
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "npz", "idx", "text"]
 
@@ -29,6 +31,10 @@ class ReadOptions(BaseModel):
     missing_values: tuple[str, ...] | None = None
     """Cell texts that mean missing in every field but text, unless the field says its own. Null: the empty
     cell in CSV and TSV; in the other formats only null."""
+    largest_row: PositiveInt = 128 << 20
+    """Bytes of a row of a text file; a longer one is refused, as a row is read whole."""
+    largest_expansion: PositiveInt = EXPANSION
+    """How many times its size a compressed file may expand to, once that is more than 1 GiB."""
     digest: bool = True
     """Whether the BLAKE3 digest of every file goes into the data report."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -180,6 +181,12 @@ class Field(_Part):
     def columns(self) -> tuple[Column, ...]:
         """Columns that may hold the field, first choice first."""
         return self.column if self.column is not None else (self.name,)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's value in memory; of text, the least it can be."""
+        item = 1 if self.dtype is None else number_format(self.dtype).itemsize
+        return math.prod(self.shape) * item
 
     @property
     def form(self) -> str:

@@ -28,7 +28,7 @@ def open_source(
         DataError: no format is known.
     """
     kind = format_for(path, options)
-    file = DataFile(path, digest=options.digest)
+    file = DataFile(path, options)
     if kind == "jsonl":
         return JsonLinesSource(file, schema, options, mapping)
     if kind == "parquet":

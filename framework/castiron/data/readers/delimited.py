@@ -84,6 +84,7 @@ class DelimitedSource:
                 delimiter=ord(self._delimiter),
                 quoting=self._quoting,
                 whitespace=self._whitespace,
+                largest_row=self._options.largest_row,
             )
             first = True
             for block in blocks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import glob
 import gzip
+import os
 import re
 import tempfile
 import threading
@@ -16,6 +17,7 @@ from typing import IO, cast
 
 from blake3 import blake3
 
+from castiron.data.files import expands_too_far, odd_kind
 from castiron.data.options import Format, ReadOptions
 from castiron.diagnostics import DataError, Finding, Place, finding
 
@@ -30,6 +32,7 @@ _FORMATS: dict[str, Format] = {
     ".txt": "text",
 }
 _PIECE = 1 << 20
+_AS_FILE = "Write what comes out of it to a file: data is read more than once."
 
 
 def find_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -50,10 +53,14 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
             findings.append(
                 finding("D130", "", expected="a file", received=f"the folder {path}", remedy=hint)
             )
+        elif kind := odd_kind(path):
+            findings.append(
+                finding("D130", "", expected="a file", received=f"the {kind} {path}", remedy=_AS_FILE)
+            )
         elif path.exists():
             found.append(path)
         elif glob.has_magic(str(path)):
-            matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if not Path(p).is_dir()]
+            matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
             if not matches:
                 findings.append(
                     finding("D130", "", expected="a file", received=f"no match for {str(path)!r}")
@@ -131,20 +138,23 @@ class _Hashed:
 class DataFile:
     """One file of data: its bytes (through gzip), its size and its digest."""
 
-    def __init__(self, path: Path, *, digest: bool = True) -> None:
+    def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path = path
         self.name = str(path)
         self.size = 0
         self.digest = ""
         """BLAKE3 of the file as it lies on disk, in hexadecimal (`b3sum` prints the same)."""
-        self._wanted = digest
+        self._wanted = options.digest
+        self._expansion = options.largest_expansion
+        self._unpacked = 0
 
     @contextmanager
     def stream(self) -> Iterator[Callable[[int], bytes]]:
         """A `read(size)` over the unpacked bytes, once from start to end; b"" ends it.
 
         Raises:
-            DataError: the file cannot be opened, or its gzip is damaged.
+            DataError: the file cannot be opened, its gzip is damaged, or expands too far (D138), or it was
+                written to meanwhile (D139).
         """
         with self._opened() as file:
             digest = blake3() if self._wanted else None
@@ -168,17 +178,23 @@ class DataFile:
                 yield unpacked
             return
         with self._opened() as file:
-            digest = threading.Thread(target=self._digest_whole, daemon=True) if self._wanted else None
-            if digest:
-                digest.start()
+            if not self._wanted:
+                yield file
+                return
+            digest = threading.Thread(target=self._digest_whole, args=(file.fileno(),), daemon=True)
+            digest.start()
             try:
                 yield file
             finally:
-                if digest:
-                    digest.join()
+                digest.join()
 
-    def _digest_whole(self) -> None:
-        self.digest = blake3().update_mmap(self.path).hexdigest()
+    def _digest_whole(self, descriptor: int) -> None:
+        """Read and not mapped: a file that is cut off under a map ends the process."""
+        digest, at, piece = blake3(), 0, bytearray(_PIECE)
+        while size := os.preadv(descriptor, [piece], at):
+            digest.update(memoryview(piece)[:size])
+            at += size
+        self.digest = digest.hexdigest()
 
     @contextmanager
     def _opened(self) -> Iterator[IO[bytes]]:
@@ -194,14 +210,60 @@ class DataFile:
                 )
             ) from None
         with file:
-            self.size = self.path.stat().st_size
-            yield file
+            before = os.fstat(file.fileno())
+            self.size, self._unpacked = before.st_size, 0
+            try:
+                yield file
+            except DataError:
+                self._check_unchanged(before, file)  # which is why it looks damaged
+                raise
+            self._check_unchanged(before, file)
+
+    def _check_unchanged(self, before: os.stat_result, file: IO[bytes]) -> None:
+        after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise DataError(
+                finding(
+                    "D139",
+                    "",
+                    place=Place(file=self.name),
+                    expected=f"a file that stays as it is ({before.st_size:,} bytes at first)",
+                    received=f"one that was written to meanwhile ({after.st_size:,} bytes in the end)",
+                )
+            ) from None
 
     def _read(self, file: IO[bytes], size: int) -> bytes:
         try:
-            return file.read(size)
+            piece = file.read(size)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise self.damaged("a complete gzip file", error) from None
+        if is_gzip(self.path):
+            self._unpacked += len(piece)
+            self.check_expansion(self._unpacked)
+        return piece
+
+    def check_expansion(self, unpacked: int, packed: int | None = None, what: str = "") -> None:
+        """Refuse what grows beyond measure.
+
+        Args:
+            unpacked: bytes in memory.
+            packed: bytes that they come from; the file's by default.
+            what: the part of the file that it is about.
+
+        Raises:
+            DataError: they are too many (D138).
+        """
+        packed = self.size if packed is None else packed
+        if expands_too_far(unpacked, packed, self._expansion):
+            raise DataError(
+                finding(
+                    "D138",
+                    "",
+                    place=Place(file=self.name),
+                    expected=f"at most 1 GiB, or {self._expansion} times the {packed:,} bytes stored",
+                    received=f"{unpacked:,} bytes{what} or more",
+                )
+            )
 
     def damaged(self, expected: str, error: Exception | str) -> DataError:
         """The error that says this file is broken."""

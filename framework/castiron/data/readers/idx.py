@@ -45,7 +45,7 @@ class IdxSource:
         self.columns = FileColumns({}, [])
         self.rows: int | None = None
         self._labels = labels_of(file.path)
-        self._digest = options.digest
+        self._options = options
         self._schema = schema
         self._mapping = mapping
 
@@ -63,7 +63,7 @@ class IdxSource:
                 file = self.file
                 if where.label == COLUMNS[1]:
                     assert self._labels is not None
-                    file = DataFile(self._labels, digest=self._digest)
+                    file = DataFile(self._labels, self._options)
                     self.beside = (file,)
                 arrays[name] = _Values(file, stack.enter_context(file.stream()))
             self.rows = self._check(arrays)

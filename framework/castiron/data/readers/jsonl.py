@@ -55,9 +55,15 @@ class JsonLinesSource:
         """
         first = True
         with self.file.stream() as read:
-            for block in text_blocks(
-                self.file, read, encoding=self._options.encoding, delimiter=44, quoting=False
-            ):
+            blocks = text_blocks(
+                self.file,
+                read,
+                encoding=self._options.encoding,
+                delimiter=44,
+                quoting=False,
+                largest_row=self._options.largest_row,
+            )
+            for block in blocks:
                 check_utf8(self.file, block.data, block.first_line)
                 lines = JsonLines(block)
                 if not len(lines.numbers):
@@ -80,8 +86,7 @@ class JsonLinesSource:
         present = list((lines.objects_head or lines.objects)[0])
         wanted = [self._mapping.get(f.name, f.columns) for f in self._schema.fields]
         if any(not set(alternatives) & set(present) for alternatives in wanted):
-            for row in lines.objects:
-                present += [key for key in row if key not in present]
+            present = list(dict.fromkeys(key for row in lines.objects for key in row))
         self.columns = locate(self.file.name, self._schema, self._mapping, present, named=True)
         for name, where in self.columns.located.items():
             example = next((v for o in lines.objects_head if (v := o.get(where.label)) is not None), None)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from castiron.data.options import ReadOptions
 from castiron.data.readers.files import DataFile
 from castiron.data.readers.source import Block, Texts, locate
+from castiron.data.readers.text_blocks import row_too_long
 from castiron.data.schema import Column, Schema
 from castiron.diagnostics import DataError, Place, finding
 
@@ -36,32 +37,45 @@ class LinesSource:
         self.file = file
         self.columns = locate(file.name, schema, mapping, [COLUMN], named=True)
         self._encoding = options.encoding
+        self._largest = options.largest_row
 
     def blocks(self) -> Iterator[Block]:
         """The lines of the file in order.
 
         Raises:
-            DataError: the file is damaged, or not in its encoding.
+            DataError: the file is damaged, not in its encoding, or has a line that is too long.
         """
-        line, rest = 1, ""
+        line, size = 1, 0
+        begun: list[str] = []  # of a line whose end was not read yet
         decoder = codecs.getincrementaldecoder(self._encoding)()
         with self.file.stream() as read:
             while True:
                 piece = read(_PIECE)
                 try:
-                    rest += decoder.decode(piece, final=not piece)
+                    text = decoder.decode(piece, final=not piece)
                 except UnicodeDecodeError as error:
-                    raise self._undecodable(line + rest.count("\n"), error) from None
-                *whole, rest = rest.split("\n")
-                if not piece and rest:
-                    whole.append(rest)
-                if whole:
-                    yield self._block(whole, line)
-                    line += len(whole)
+                    raise self._undecodable(line, error) from None
+                if "\n" in text or not piece:
+                    *whole, rest = ("".join(begun) + text).split("\n")
+                    if not piece and rest:
+                        whole.append(rest)
+                    if whole:
+                        yield self._block(whole, line)
+                        line += len(whole)
+                    text, size = rest, 0
+                    begun.clear()
                 if not piece:
                     return
+                begun.append(text)
+                size += len(text)
+                if size > self._largest:
+                    raise row_too_long(self.file, line, self._largest)
 
     def _block(self, lines: list[str], first: int) -> Block:
+        if 4 * max(map(len, lines)) > self._largest:  # in UTF-8 a character has four bytes at most
+            for number, text in enumerate(lines, first):
+                if len(text.encode()) > self._largest:
+                    raise row_too_long(self.file, number, self._largest)
         cells = pa.array([text.removesuffix("\r") for text in lines], type=pa.large_string())
         return Block(len(lines), {n: Texts(cells, "text") for n in self.columns.located}, first)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ import pyarrow as pa
 from castiron.data.options import ReadOptions
 from castiron.data.readers.files import DataFile
 from castiron.data.readers.source import Block, Cells, FileColumns, Located, Numbers, Texts, locate
+from castiron.data.readers.text_blocks import row_too_long
 from castiron.data.schema import Column, Field, Schema
 from castiron.diagnostics import DataError, Finding, Place, finding
 
@@ -23,7 +25,7 @@ _PIECE = 4 << 20
 """Bytes of one array read at a time."""
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, SyntaxError,
-    OSError, EOFError, ValueError, KeyError, ArithmeticError, RuntimeError,
+    tokenize.TokenError, OSError, EOFError, ValueError, KeyError, ArithmeticError, RuntimeError,
 )  # fmt: skip
 """What zipfile and numpy.lib.format raise on files that are broken (or locked by a password)."""
 
@@ -47,12 +49,14 @@ class NpzSource:
         self.columns = FileColumns({}, [])
         self._schema = schema
         self._mapping = mapping
+        self._largest = options.largest_row
 
     def blocks(self) -> Iterator[Block]:
         """The rows of the file in order.
 
         Raises:
-            DataError: the file is damaged, lacks an array, or an array has objects, another shape or length.
+            DataError: the file is damaged or expands too far, lacks an array, or an array has objects,
+                another shape or length, or rows that are too long.
         """
         with self.file.seekable() as opened, ExitStack() as stack:
             if not self.file.size:
@@ -61,12 +65,15 @@ class NpzSource:
                 archive = stack.enter_context(zipfile.ZipFile(opened))
                 present = [n.removesuffix(".npy") for n in archive.namelist()]
                 self.columns = locate(self.file.name, self._schema, self._mapping, present, named=True)
-                arrays = {
-                    name: _Member(stack.enter_context(archive.open(archive.namelist()[where.position or 0])))
-                    for name, where in self.columns.located.items()
-                }
+                arrays = {}
+                for name, where in self.columns.located.items():
+                    info = archive.infolist()[where.position or 0]
+                    self.file.check_expansion(info.file_size, info.compress_size, f" in '{where.label}'")
+                    arrays[name] = _Member(stack.enter_context(archive.open(info)))
                 rows = self._check(arrays)
                 row_bytes = max(a.row_bytes for a in arrays.values())
+                if row_bytes > self._largest:
+                    raise row_too_long(self.file, None, self._largest)
                 step = max(1, _PIECE // max(1, row_bytes))
                 for start in range(0, rows, step):
                     count = min(step, rows - start)

@@ -61,6 +61,9 @@ class ParquetSource:
                 reader = parquet.ParquetFile(opened, pre_buffer=True)
                 self._begin(reader.schema_arrow)
                 self.rows = reader.metadata.num_rows
+                # Repeated values take no room in the file: its own word on how large it is says little.
+                sizes = [self._schema[name].row_bytes for name in self.columns.located]
+                self.file.check_expansion(self.rows * sum(sizes), what=f" in {self.rows:,} rows")
                 names = [reader.schema_arrow.names[w.position or 0] for w in self.columns.located.values()]
                 row = 1
                 texts = any(self._schema[name].is_text for name in self.columns.located)

@@ -167,6 +167,14 @@ class RowScan:
         """Line of each row, counted from 0 at the start of the block [rows] int64."""
         return np.searchsorted(self._breaks, self.starts(), side="right").astype(np.int64)
 
+    def first_longer_than(self, size: int) -> int | None:
+        """Line of the first row of more than so many bytes, counted from 0; None where there is none."""
+        starts, ends = self._rows
+        longer = np.flatnonzero(ends - starts > size)
+        if not len(longer):
+            return None
+        return int(np.searchsorted(self._breaks, starts[longer[0]], side="right"))
+
     def text(self, row: int) -> bytes:
         """The bytes of a row, without its line break."""
         starts, ends = self._rows

@@ -17,8 +17,6 @@ from castiron.diagnostics import DataError, Place, finding
 
 BLOCK_SIZE = 8 << 20
 """Bytes read at a time."""
-LARGEST_ROW = 1 << 30
-"""A row longer than this is an error (a quote that never closes would take the whole file)."""
 
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -59,13 +57,17 @@ def text_blocks(
     encoding: str,
     delimiter: int,
     quoting: bool,
+    largest_row: int,
     whitespace: bool = False,
     block_size: int = BLOCK_SIZE,
 ) -> Iterator[TextBlock]:
     """Blocks of about `block_size` bytes, each of complete rows, transcoded to UTF-8, without a BOM.
 
+    Args:
+        largest_row: bytes; a longer row is an error (a file without line breaks would take all memory).
+
     Raises:
-        DataError: a byte is not of this encoding, a quote is never closed, a row is beyond all measure.
+        DataError: a byte is not of this encoding, a quote is never closed, a row is too long (D137).
     """
     decode = _Transcoder(file, encoding)
     rest, line, size, last = b"", 1, block_size, False
@@ -80,11 +82,13 @@ def text_blocks(
             raise _unclosed(file, data, scan.unclosed, line)
         rest = data[scan.end :]
         if not scan.end:
-            if len(rest) > LARGEST_ROW:
-                raise _unclosed(file, data, 0, line)
-            size = min(2 * size, LARGEST_ROW)  # a long row: read it in few pieces, not in many
+            if len(rest) > largest_row:
+                raise row_too_long(file, line, largest_row)
+            size = min(2 * size, largest_row)  # a long row: read it in few pieces, not in many
             continue
         size = block_size
+        if scan.end > largest_row and (row := scan.first_longer_than(largest_row)) is not None:
+            raise row_too_long(file, line + row, largest_row)
         lines = scan.n_lines
         if whitespace:
             data = _tabs(data[: scan.end])
@@ -179,6 +183,19 @@ class _Transcoder:
                         remedy=f"Set data.encoding to {name}.",
                     )
                 )
+
+
+def row_too_long(file: DataFile, line: int | None, largest: int) -> DataError:
+    """The error for a row that is not read to its end."""
+    return DataError(
+        finding(
+            "D137",
+            "",
+            place=Place(file=file.name, line=line),
+            expected=f"rows of at most {largest:,} bytes",
+            received="a longer one",
+        )
+    )
 
 
 def _unclosed(file: DataFile, data: bytes, offset: int, first_line: int) -> DataError:

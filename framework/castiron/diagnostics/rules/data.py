@@ -352,6 +352,37 @@ RULES: tuple[Rule, ...] = (
         bad="np.savez('d.npz', x=np.zeros((10, 3)), y=np.zeros(9))",
         good="np.savez('d.npz', x=np.zeros((10, 3)), y=np.zeros(10))",
     ),
+    Rule(
+        code="D137",
+        name="row-too-long",
+        severity="error",
+        what="A row of a text file is longer than data.read.largest_row.",
+        why="A row is read whole: a file without line breaks would take all memory. Mostly it is not the "
+        "text file that its suffix says.",
+        remedy="Look at the file; if its rows are that long, set data.read.largest_row (in bytes) higher.",
+        bad="data: {train: image.csv}      # 1 GB without a line break",
+        good="data: {train: image.csv, read: {largest_row: 2000000000}}",
+    ),
+    Rule(
+        code="D138",
+        name="expands-beyond-measure",
+        severity="error",
+        what="A compressed file holds more than 1 GiB, and more than data.read.largest_expansion times its "
+        "own size.",
+        why="A few megabytes that expand to terabytes fill memory or disk; such files are made on purpose.",
+        remedy="Do not use the file, unless you know why it expands so far: then set "
+        "data.read.largest_expansion higher.",
+        bad="data: {train: bomb.csv.gz}    # 10 MB that become 10 GB",
+        good="data: {train: zeros.csv.gz, read: {largest_expansion: 1100}}",
+    ),
+    Rule(
+        code="D139",
+        name="changed-while-read",
+        severity="error",
+        what="A file was written to while it was read.",
+        why="What was read is neither the old file nor the new, and its digest is that of none.",
+        remedy="Wait until the file is complete, then start again.",
+    ),
     # --- statistics and identifiers ----------------------------------------------------------------------
     Rule(
         code="D141",
