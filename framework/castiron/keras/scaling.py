@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from castiron.diagnostics import ConfigError, Finding, Place, finding
+from castiron.diagnostics import Finding
 from castiron.policy.sections import DynamicScaling, NoScaling, StaticScaling
+from castiron.training.scale_findings import check_invertible, check_kind, look_at
 
 
 class NoScaler:
@@ -65,7 +65,7 @@ class NoScaler:
         Raises:
             ConfigError: the state is of another kind of scaling (S404).
         """
-        _check_kind(self.kind, state)
+        check_kind(self.kind, state)
 
 
 class StaticScaler(NoScaler):
@@ -79,7 +79,7 @@ class StaticScaler(NoScaler):
     active = True
 
     def __init__(self, scaling: StaticScaling) -> None:
-        _check_invertible("scale", scaling.scale)
+        check_invertible("scale", scaling.scale)
         self._initial = scaling.scale
         self._scale = tf.Variable(scaling.scale, dtype=tf.float32, trainable=False, name="loss_scale")
         self._overflows = tf.Variable(0, dtype=tf.int64, trainable=False, name="overflows")
@@ -112,7 +112,7 @@ class StaticScaler(NoScaler):
         return {"kind": self.kind, "scale": self.get_scale(), **self.counts()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        _check_kind(self.kind, state)
+        check_kind(self.kind, state)
         self._overflows.assign(int(state["overflows"]))
 
 
@@ -126,8 +126,8 @@ class DynamicScaler(StaticScaler):
     kind = "dynamic"
 
     def __init__(self, scaling: DynamicScaling) -> None:
-        _check_invertible("min", scaling.min)
-        _check_invertible("max", scaling.max)
+        check_invertible("min", scaling.min)
+        check_invertible("max", scaling.max)
         super().__init__(StaticScaling(scale=scaling.initial))
         self.scaling = scaling
         self._good = tf.Variable(0, dtype=tf.int64, trainable=False, name="good_steps")
@@ -153,30 +153,9 @@ class DynamicScaler(StaticScaler):
 
     def check(self) -> Finding | None:
         counts = self.counts()
-        at_floor, new = counts["at_floor"], counts["overflows"] - self._reported
+        new = counts["overflows"] - self._reported
         self._reported = counts["overflows"]
-        if at_floor < self.scaling.patience:
-            return self._calibrating(new) if new > 0 else None
-        return finding(
-            "S401",
-            f"the loss scale stands at its floor of {self.scaling.min:g}, and gradients overflowed there "
-            f"{at_floor} times in a row",
-            place=Place(key="precision.scaling"),
-            expected=f"fewer than {self.scaling.patience} overflows in a row at the floor",
-            received=f"{at_floor}; no step was taken since",
-            scale=self.get_scale(),
-            overflows=counts["overflows"],
-        )
-
-    def _calibrating(self, overflows: int) -> Finding:
-        times = "once" if overflows == 1 else f"{overflows} times"
-        return finding(
-            "S403",
-            f"gradients overflowed {times}, and the loss scale backed off to {self.get_scale():g}",
-            place=Place(key="precision.scaling"),
-            scale=self.get_scale(),
-            overflows=overflows,
-        )
+        return look_at(self.scaling, counts, new, self.get_scale)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "good": int(self._good.numpy())}
@@ -187,8 +166,8 @@ class DynamicScaler(StaticScaler):
         Raises:
             ConfigError: the state is of another kind of scaling (S404), or its scale is not finite (S402).
         """
-        _check_kind(self.kind, state)
-        _check_invertible("saved scale", float(state["scale"]))
+        check_kind(self.kind, state)
+        check_invertible("saved scale", float(state["scale"]))
         self._scale.assign(min(max(float(state["scale"]), self.scaling.min), self.scaling.max))
         self._overflows.assign(int(state["overflows"]))
         self._at_floor.assign(int(state["at_floor"]))
@@ -209,33 +188,3 @@ def make_scaler(scaling: NoScaling | StaticScaling | DynamicScaling) -> Scaler:
     if isinstance(scaling, DynamicScaling):
         return DynamicScaler(scaling)
     return StaticScaler(scaling) if isinstance(scaling, StaticScaling) else NoScaler()
-
-
-def _check_invertible(name: str, value: float) -> None:
-    """Refuse a scale that float32 cannot hold or invert."""
-    limits = np.finfo(np.float32)
-    if float(limits.tiny) <= value <= float(limits.max) and 1 / value <= float(limits.max):
-        return
-    raise ConfigError(
-        finding(
-            "S402",
-            f"the loss scale ({name}) cannot be held or inverted in float32",
-            place=Place(key="precision.scaling"),
-            expected=f"a scale between {limits.tiny:g} and {limits.max:g}",
-            received=f"{value:g}",
-        )
-    )
-
-
-def _check_kind(kind: str, state: dict[str, Any]) -> None:
-    saved = state.get("kind")
-    if saved != kind:
-        raise ConfigError(
-            finding(
-                "S404",
-                "the saved state of the loss scaler is of another kind than the policy declares",
-                place=Place(key="precision.scaling"),
-                expected=f"scaling {kind}",
-                received=f"scaling {saved}",
-            )
-        )

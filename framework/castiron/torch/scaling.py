@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from castiron.diagnostics import CastironError, ConfigError, Finding, Place, finding
+from castiron.diagnostics import CastironError, Finding, finding
 from castiron.policy.sections import DynamicScaling, NoScaling, StaticScaling
 from castiron.torch.scaling_kernels import unscale_gradients, update_scale
+from castiron.training.scale_findings import check_invertible, check_kind, look_at
 
 
 class NoScaler:
@@ -73,7 +74,7 @@ class NoScaler:
         Raises:
             ConfigError: the state is of another kind of scaling (S404).
         """
-        _check_kind(self.kind, state)
+        check_kind(self.kind, state)
 
 
 class StaticScaler(NoScaler):
@@ -87,7 +88,7 @@ class StaticScaler(NoScaler):
     active = True
 
     def __init__(self, scaling: StaticScaling) -> None:
-        _check_invertible("scale", scaling.scale)
+        check_invertible("scale", scaling.scale)
         self._initial = scaling.scale
         self._scale: torch.Tensor | None = None
         self._overflows: torch.Tensor | None = None
@@ -184,7 +185,7 @@ class StaticScaler(NoScaler):
         return {"kind": self.kind, "scale": self.get_scale(), **self.counts()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        _check_kind(self.kind, state)
+        check_kind(self.kind, state)
         self._restore({**state, "scale": self._initial})
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -210,8 +211,8 @@ class DynamicScaler(StaticScaler):
     kind = "dynamic"
 
     def __init__(self, scaling: DynamicScaling) -> None:
-        _check_invertible("min", scaling.min)
-        _check_invertible("max", scaling.max)
+        check_invertible("min", scaling.min)
+        check_invertible("max", scaling.max)
         super().__init__(StaticScaling(scale=scaling.initial))
         self.scaling = scaling
         self._good: torch.Tensor | None = None
@@ -230,30 +231,9 @@ class DynamicScaler(StaticScaler):
 
     def check(self) -> Finding | None:
         counts = self.counts()
-        at_floor, new = counts["at_floor"], counts["overflows"] - self._reported
+        new = counts["overflows"] - self._reported
         self._reported = counts["overflows"]
-        if at_floor < self.scaling.patience:
-            return self._calibrating(new) if new > 0 else None
-        return finding(
-            "S401",
-            f"the loss scale stands at its floor of {self.scaling.min:g}, and gradients overflowed there "
-            f"{at_floor} times in a row",
-            place=Place(key="precision.scaling"),
-            expected=f"fewer than {self.scaling.patience} overflows in a row at the floor",
-            received=f"{at_floor}; no step was taken since",
-            scale=self.get_scale(),
-            overflows=counts["overflows"],
-        )
-
-    def _calibrating(self, overflows: int) -> Finding:
-        times = "once" if overflows == 1 else f"{overflows} times"
-        return finding(
-            "S403",
-            f"gradients overflowed {times}, and the loss scale backed off to {self.get_scale():g}",
-            place=Place(key="precision.scaling"),
-            scale=self.get_scale(),
-            overflows=overflows,
-        )
+        return look_at(self.scaling, counts, new, self.get_scale)
 
     def state_dict(self) -> dict[str, Any]:
         good = self._pending["good"] if self._good is None else self._good.item()
@@ -265,8 +245,8 @@ class DynamicScaler(StaticScaler):
         Raises:
             ConfigError: the state is of another kind of scaling (S404), or its scale is not finite (S402).
         """
-        _check_kind(self.kind, state)
-        _check_invertible("saved scale", float(state["scale"]))
+        check_kind(self.kind, state)
+        check_invertible("saved scale", float(state["scale"]))
         scale = min(max(float(state["scale"]), self.scaling.min), self.scaling.max)
         self._good = None
         self._reported = int(state["overflows"])
@@ -341,33 +321,3 @@ def _parameters(optimizer: Optimizer) -> list[torch.Tensor]:
 def _home(optimizer: Optimizer) -> torch.device:
     device: torch.device = optimizer.param_groups[0]["params"][0].device
     return device
-
-
-def _check_invertible(name: str, value: float) -> None:
-    """Refuse a scale that float32 cannot hold or invert."""
-    limits = torch.finfo(torch.float32)
-    if limits.tiny <= value <= limits.max and 1 / value <= limits.max:
-        return
-    raise ConfigError(
-        finding(
-            "S402",
-            f"the loss scale ({name}) cannot be held or inverted in float32",
-            place=Place(key="precision.scaling"),
-            expected=f"a scale between {limits.tiny:g} and {limits.max:g}",
-            received=f"{value:g}",
-        )
-    )
-
-
-def _check_kind(kind: str, state: dict[str, Any]) -> None:
-    saved = state.get("kind")
-    if saved != kind:
-        raise ConfigError(
-            finding(
-                "S404",
-                "the saved state of the loss scaler is of another kind than the policy declares",
-                place=Place(key="precision.scaling"),
-                expected=f"scaling {kind}",
-                received=f"scaling {saved}",
-            )
-        )
