@@ -408,7 +408,7 @@ def page(where: str, results: list[dict[str, Any]], grown: list[dict[str, Any]],
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="bench.py guard", description=__doc__.split("\n\n")[0])
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--contenders", help="comma-separated; default: all")
+    parser.add_argument("--contenders", help="separated by semicolons; default: all")
     parser.add_argument("--sets", type=int, default=4, help="how often everything is made anew")
     parser.add_argument("--rounds", type=int, default=8, help="rounds in each set")
     parser.add_argument("--steps", type=int, default=3, help="steps of each contender in a round")
