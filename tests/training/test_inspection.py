@@ -163,7 +163,7 @@ def test_what_is_no_checkpoint(content: bytes, said: str, tmp_path: Path) -> Non
 
 
 def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="is a directory"):
+    with pytest.raises(ManifestError, match="it is a folder"):
         inspect_file(tmp_path)
     with pytest.raises(ManifestError, match="no such file"):
         inspect_file(tmp_path / "none.pt")

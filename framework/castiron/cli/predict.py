@@ -71,12 +71,16 @@ def read_inputs(file: Path) -> list[str | Mapping[str, Any]]:
     """
     import json
 
+    from castiron.data.files import odd_kind
     from castiron.diagnostics import ConfigError, Place, finding
 
-    def refuse(code: str, message: str, line: int | None = None, **told: str) -> ConfigError:
+    def refuse(code: str, message: str, line: int | None = None, **told: str | None) -> ConfigError:
         return ConfigError(finding(code, message, place=Place(file=str(file), line=line), **told))  # type: ignore[arg-type]
 
     try:
+        if str(file) != "-" and (kind := odd_kind(file)):
+            remedy = "Give --file - to read from a pipe." if kind != "folder" else None
+            raise refuse("X823", "", expected="a file", received=f"a {kind}", remedy=remedy)
         raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except FileNotFoundError:
         raise refuse("X808", "There is no such file.", remedy="Correct the path.") from None
@@ -96,7 +100,7 @@ def read_inputs(file: Path) -> list[str | Mapping[str, Any]]:
             continue
         try:
             value = json.loads(text)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise refuse("X823", f"The line is not JSON: {e}.", number) from None
         if not isinstance(value, str | dict):
             received = type(value).__name__

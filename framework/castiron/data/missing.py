@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from castiron.data.files import written_atomically
+from castiron.data.files import odd_kind, written_atomically
 from castiron.diagnostics import DataError, Place, finding
 
 
@@ -45,6 +46,8 @@ class FittedMissing(BaseModel):
             DataError: the file is missing or damaged (X822).
         """
         try:
+            if kind := odd_kind(Path(path)):
+                raise OSError(errno.EINVAL, f"it is a {kind}")
             return cls.model_validate_json(Path(path).read_bytes())
         except (OSError, ValueError) as e:
             reason = (e.strerror or str(e)) if isinstance(e, OSError) else "it is not what was written"

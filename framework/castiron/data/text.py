@@ -15,13 +15,15 @@ import pyarrow as pa
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from castiron.data.files import written_atomically
+from castiron.data.files import odd_kind, written_atomically
 from castiron.data.ragged import Int64, Ragged
 from castiron.data.tokenization import PAD, SPECIAL, UNKNOWN, TextConfig, trainer, untrained
 from castiron.diagnostics import DataError, Place, finding
 
 _FORMAT, _VERSION = "castiron text encoder", 1
 _CHUNK = 4096
+_MOST = 1 << 30
+"""Bytes of a file; a larger one was not written here."""
 
 Texts: TypeAlias = "Sequence[str] | pa.ChunkedArray | pa.Array"
 
@@ -163,6 +165,10 @@ class TextEncoder:
             DataError: D155; the file is missing, broken, of another kind, or of a later version.
         """
         try:
+            if kind := odd_kind(Path(path)):
+                raise _unreadable(path, f"a {kind}")
+            if (size := Path(path).stat().st_size) > _MOST:
+                raise _unreadable(path, f"a file of {size:,} bytes")
             record = json.loads(Path(path).read_bytes())
         except OSError as error:
             raise _unreadable(path, error.strerror or "an unreadable file") from error

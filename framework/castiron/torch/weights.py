@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from castiron.torch.manifest import (
     weights_digest,
 )
 from castiron.torch.modules import describe
-from castiron.training.checkpoint_file import check_intact, damaged, new_file
+from castiron.training.checkpoint_file import check_expansion, check_intact, damaged, new_file
 from castiron.training.manifest import KEY, Manifest, read_manifest
 from castiron.training.manifest_check import Expected, OnMismatch, Row, check
 
@@ -120,9 +121,14 @@ def read_tensors(path: Path, *, mmap: bool = False) -> dict[str, Any]:
         ManifestError: it asks for code to be run (C617), or is no checkpoint or damaged (C601).
     """
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                check_expansion(path, archive.infolist())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's on what it is about to refuse
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except ManifestError:
+        raise
     except Exception as e:  # whatever torch's reader meets in bytes that are no checkpoint
         raise code_inside(path, e) from None
     if not isinstance(found, dict):

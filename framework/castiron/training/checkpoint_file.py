@@ -11,13 +11,14 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
 
 from blake3 import blake3
 
+from castiron.data.files import expands_too_far, odd_kind
 from castiron.diagnostics import ManifestError, Place, finding
 from castiron.training.run_directory import fsync_folder, written
 
@@ -191,6 +192,7 @@ def check_intact(path: Path) -> None:
         ManifestError: it is missing, cannot be read, is cut off, or its bytes have changed (C601).
     """
     try:
+        check_is_file(path)
         reason = damage(path)
     except FileNotFoundError:
         raise damaged(path, "it is missing") from None
@@ -198,6 +200,29 @@ def check_intact(path: Path) -> None:
         raise damaged(path, (e.strerror or str(e)).lower()) from None
     if reason:
         raise damaged(path, reason)
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse a folder, and a pipe, which would be waited for.
+
+    Raises:
+        ManifestError: it is one (C601).
+        OSError: it cannot be looked at.
+    """
+    if kind := odd_kind(path):
+        raise damaged(path, f"it is a {kind}")
+
+
+def check_expansion(path: Path, infos: Iterable[zipfile.ZipInfo]) -> None:
+    """Refuse an archive that is made to fill the memory.
+
+    Raises:
+        ManifestError: these parts of it hold more than 1 GiB, and 200 times what is stored (C601).
+    """
+    parts = list(infos)
+    unpacked, packed = sum(i.file_size for i in parts), sum(i.compress_size for i in parts)
+    if expands_too_far(unpacked, packed):
+        raise damaged(path, f"its {packed:,} bytes expand to {unpacked:,}")
 
 
 def damaged(path: Path, reason: str) -> ManifestError:

@@ -273,8 +273,10 @@ class IncidentFolder:
             raise _damaged(self.path / STATE, f"it names a file outside of the folder: {name!r}") from None
         if name in self._checked:
             return path
-        if not path.is_file() or not path.resolve().is_relative_to(self.path.resolve()):
+        if not path.is_file():
             raise _damaged(path, "it is missing")
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise _damaged(path, "it is a link that leads out of the folder")
         expected = self._files[name]
         size = path.stat().st_size
         if size != expected["bytes"]:
@@ -380,6 +382,8 @@ def _text(folder: Path, name: str) -> bytes:
     try:
         if not path.is_file():
             raise _damaged(path, "it is missing")
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise _damaged(path, "it is a link that leads out of the folder")
         if path.stat().st_size > _MOST_TEXT:
             raise _damaged(
                 path, "it is too large", f"{_MOST_TEXT:,} bytes at most", f"{path.stat().st_size:,}"

@@ -47,12 +47,38 @@ def dataset_of(
                     )
                 )
             given = {texts[0]: given}
+        for name, value in given.items():
+            if isinstance(value, str):
+                _check_unicode(number, name, value)
         records.append(dict(given))
     with tempfile.TemporaryDirectory(prefix="castiron-") as folder:
         path = Path(folder) / FILE
         lines = (json.dumps(record, ensure_ascii=False) for record in records)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return load(path, asked, fitted=fitted, split="predict")
+
+
+def _check_unicode(number: int, name: str, text: str) -> None:
+    """Refuse what Python makes of arguments that are not UTF-8, and half a pair of `\\ud83c\\udfac`.
+
+    Raises:
+        ConfigError: the input is no text (X823).
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        code = ord(text[e.start])
+        byte = 0xDC80 <= code <= 0xDCFF  # PEP 383: a byte that could not be decoded
+        raise ConfigError(
+            finding(
+                "X823",
+                "",
+                place=Place(file=FILE, line=number, field=name),
+                expected="text in UTF-8",
+                received=f"byte 0x{code - 0xDC00:02x}" if byte else f"half a surrogate pair (\\u{code:04x})",
+                remedy="Give text in UTF-8; other encodings by --file, once converted.",
+            )
+        ) from None
 
 
 def _asked(field: Field) -> Field:

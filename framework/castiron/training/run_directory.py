@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from castiron.data.files import written_atomically
+from castiron.data.files import odd_kind, written_atomically
 from castiron.diagnostics import Place, RunError, finding
 from castiron.training.suggestions import did_you_mean, near
 
@@ -110,14 +110,17 @@ class RunDirectory:
         """
         for path in (Path(run), Path(runs) / run):
             if (path / CONFIG).is_file():
+                check_contained(path)
                 return cls(path)
             if path.is_file() and path.name in (CONFIG, SUMMARY):
                 return cls.open(path.parent, runs)
         for path in (Path(runs) / run, Path(run)):
             if path.is_dir() and (last := latest(path)) is not None:
+                check_contained(last.path)
                 return last
         named = [r for r in all_runs(runs) if r.path.name == str(run)]
         if len(named) == 1:
+            check_contained(named[0].path)
             return named[0]
         if Path(run).is_dir() or (Path(runs) / run).is_dir():
             folder = Path(run) if Path(run).is_dir() else Path(runs) / run
@@ -343,6 +346,26 @@ class RunDirectory:
             return False
         shutil.rmtree(self.path, ignore_errors=True)
         return True
+
+
+def check_contained(run: Path) -> None:
+    """Refuse a run in whose folder something stands that is not its own: what is appended to a link ends up
+    in the file that it leads to, and a pipe is waited for.
+
+    Raises:
+        RunError: a link leads out of the folder, or an entry is neither file nor folder (X822).
+    """
+    whole = run.resolve()
+    for path in (*run.glob("*"), *run.glob(".lock"), *run.glob(f"{CHECKPOINTS}/*"), *run.glob(f"{ASSETS}/*")):
+        reason = None
+        if path.is_symlink() and not path.resolve().is_relative_to(whole):
+            reason = "it is a link that leads out of the run's folder"
+        elif (kind := odd_kind(path)) not in (None, "folder"):
+            reason = f"it is a {kind}"
+        if reason:
+            remedy = "Put the file itself there. A run that somebody gave you: ask why."
+            place = Place(file=str(path))
+            raise RunError(finding("X822", f"The file is not used: {reason}.", place=place, remedy=remedy))
 
 
 def _only_begun(path: Path) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from castiron.data.files import odd_kind
 from castiron.diagnostics import Finding, Place, finding
 
 KeyPath = tuple[str | int, ...]
@@ -48,8 +49,8 @@ def read_file(path: Path, shown: str | None = None) -> Document:
     """
     name = shown or str(path)
     try:
-        if path.is_dir():
-            return _refused("X823", f"Expected a YAML file. Received the folder '{name}'.", name)
+        if kind := odd_kind(path):
+            return _refused("X823", f"Expected a YAML file. Received the {kind} '{name}'.", name)
         if path.stat().st_size > MAX_BYTES:
             size = f"{path.stat().st_size:,} bytes"
             return _refused(

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from castiron.diagnostics import CastironError, Finding, ManifestError, Place, finding
-from castiron.training.checkpoint_file import damage, damaged, is_sealed
+from castiron.training.checkpoint_file import check_is_file, damage, damaged, is_sealed
 from castiron.training.inspection import keras_files, torch_files
 from castiron.training.inspection.report import Inspection
 from castiron.training.inspection.safetensors import header
@@ -71,6 +71,7 @@ def inspect_file(path: Path) -> Inspection:
 
 def _kind(path: Path) -> str:
     try:
+        check_is_file(path)
         with open(path, "rb") as file:
             head = file.read(16)
     except OSError as e:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from castiron.training.checkpoint_file import damaged
+from castiron.training.checkpoint_file import check_expansion, damaged
 from castiron.training.manifest import TensorRecord
 
 _MOST_JSON = 64 << 20
@@ -63,9 +63,10 @@ def _archive(path: Path) -> tuple[str, dict[str, TensorRecord], dict[str, Any], 
             code = [f"{c} layer" for c in dict.fromkeys(classes) if c in _CODE]
         tensors: dict[str, TensorRecord] = {}
         if _WEIGHTS in names:
-            size = archive.getinfo(_WEIGHTS).file_size
-            if size > _MOST_WEIGHTS or size > 1000 * max(path.stat().st_size, 1):
-                raise damaged(path, f"its weights would have {size:,} bytes")
+            info = archive.getinfo(_WEIGHTS)
+            check_expansion(path, [info])
+            if info.file_size > _MOST_WEIGHTS:
+                raise damaged(path, f"its weights would have {info.file_size:,} bytes")
             tensors, more = _hdf5(path, io.BytesIO(archive.read(_WEIGHTS)))
             facts |= more
     return "Keras model", tensors, facts, code
