@@ -1,18 +1,15 @@
-"""Example inputs from a line of text: `float32[8,16,3]`, `int64[8,32]<100`, `mask=bool[8,32]`."""
+"""Example inputs for torch from a line of text (`training.example_specs`)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from castiron.diagnostics import ConfigError, Place, finding
 from castiron.formats import number_format
-
-_SPEC = re.compile(r"(?:(?P<name>\w+)=)?(?P<dtype>[\w.]+)\[(?P<shape>[\d,\s]*)\](?:<(?P<below>\d+))?")
+from castiron.training.example_specs import read_specs
 
 
 def example(specs: Sequence[str]) -> Any:
@@ -23,42 +20,12 @@ def example(specs: Sequence[str]) -> Any:
     Raises:
         ConfigError: a spec cannot be read (X820).
     """
-    named = [
-        _tensor(part) for spec in specs for part in re.split(r"[;\s]+(?![^\[]*\])", spec.strip()) if part
-    ]
-    if not named:
-        raise _refused("")
-    if all(name for name, _ in named):
-        return dict(named)
-    tensors = tuple(tensor for _, tensor in named)
-    return tensors[0] if len(tensors) == 1 else tensors
+    return read_specs(specs, _tensor)
 
 
-def _tensor(spec: str) -> tuple[str, Tensor]:
-    met = _SPEC.fullmatch(spec)
-    if met is None:
-        raise _refused(spec)
-    try:
-        dtype = getattr(torch, number_format(met["dtype"]).torch_name or "")
-    except ValueError:
-        raise _refused(spec) from None
-    shape = [int(n) for n in met["shape"].split(",") if n.strip()]
+def _tensor(name: str, shape: list[int], below: int) -> Tensor:
+    dtype = getattr(torch, number_format(name).torch_name or "")
     generator = torch.Generator().manual_seed(0)
     if dtype.is_floating_point:
-        made = torch.randn(shape, generator=generator).to(dtype)
-    else:
-        made = torch.randint(int(met["below"] or 2), shape, generator=generator).to(dtype)
-    return met["name"] or "", made
-
-
-def _refused(spec: str) -> ConfigError:
-    return ConfigError(
-        finding(
-            "X820",
-            "An input cannot be read.",
-            place=Place(key="--input"),
-            expected="dtype[shape], as float32[8,16,3], int64[8,32]<100 or mask=bool[8,32]",
-            received=repr(spec),
-            remedy="Several inputs: --input once for each.",
-        )
-    )
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(below, shape, generator=generator).to(dtype)
