@@ -9,78 +9,23 @@ from castiron.formats import is_wider
 from castiron.policy import Plan
 from castiron.torch.boundaries import ambient_dtype
 from castiron.torch.modules import walk
-
-_PRODUCTS = ("matmul", "conv", "lstm", "gru", "rnn", "attention")
+from castiron.training.availability import float8_products, tf32_of_some, wide_islands
 
 
 def check_available(model: nn.Module, plan: Plan) -> None:
     """Raises PlanError (L210) for each thing that the plan declares and this wing cannot apply."""
+    narrow = any(row.compute in ("bfloat16", "float16") for row in plan.rows)
+    island = "float32 or null" if narrow else "float32 (which is what the policy computes in)"
+    kernels = "float8 products need scaled kernels, which autocast does not have"
     found = [
-        *_islands(plan),
-        *_float8(plan),
-        *_tf32(plan),
+        *wide_islands(plan, "torch", expected=island),
+        *float8_products(plan, "PyTorch", kernels),
+        *tf32_of_some(plan, "torch"),
         *_inside_attention(model, plan),
         *_normalization(model, plan),
     ]
     if found:
         raise PlanError(found)
-
-
-def _islands(plan: Plan) -> list[Finding]:
-    policy = plan.policy
-    narrow = any(row.compute in ("bfloat16", "float16") for row in plan.rows)
-    wider = [
-        (name, wide)
-        for name in ("softmax", "normalization", "reductions", "exponentials")
-        if (wide := getattr(policy.islands, name)) == "float64" and policy.compute != "float64"
-    ]
-    return [
-        finding(
-            "L210",
-            f"islands in {wide} inside compute {policy.compute} are not available in torch",
-            place=Place(key=f"precision.islands.{name}"),
-            expected="float32 or null" if narrow else "float32 (which is what the policy computes in)",
-            received=wide,
-            remedy=f"Set islands.{name} to float32, or compute the whole model in float64.",
-        )
-        for name, wide in wider
-    ]
-
-
-def _float8(plan: Plan) -> list[Finding]:
-    rows = [row for row in plan.rows if row.compute.startswith("float8")]
-    if not rows:
-        return []
-    return [
-        finding(
-            "L210",
-            f"compute {rows[0].compute} is not available in castiron's PyTorch wing: float8 products need "
-            "scaled kernels, which autocast does not have",
-            place=Place(module=rows[0].path),
-            expected="compute bfloat16, float16, float32, tf32 or float64",
-            received=rows[0].compute,
-            remedy="Use precision: bf16-mixed.",
-            count=len(rows),
-        )
-    ]
-
-
-def _tf32(plan: Plan) -> list[Finding]:
-    products = [row for row in plan.rows if row.family in _PRODUCTS]
-    tf32 = [row for row in products if row.compute == "tf32"]
-    full = [row for row in products if row.compute == "float32"]
-    if not tf32 or not full:
-        return []
-    return [
-        finding(
-            "L210",
-            "tf32 is a switch of the whole process in torch: some layers cannot use it and others not",
-            place=Place(module=full[0].path),
-            expected="tf32 for every layer, or for none",
-            received=f"tf32 for {len(tf32)} layers, float32 for {len(full)}",
-            remedy="Declare compute float32 for the model, or drop the layer rule.",
-        )
-    ]
 
 
 def _normalization(model: nn.Module, plan: Plan) -> list[Finding]:
