@@ -18,6 +18,7 @@ from castiron.policy import FAMILIES, DeviceCapability, preset_outlook
 from castiron.torch import capability as module
 from castiron.torch.capability import device_capability, probe, resolve_device
 from castiron.training.capability_cache import cache_directory
+from castiron.training.processor import support_of
 
 CPU = torch.device("cpu")
 
@@ -56,10 +57,10 @@ def test_native_comes_from_what_the_processor_says(
     ]:
         for name, expected in (("bfloat16", bfloat16), ("float16", float16)):
             times = {"float32": 1.0, name: 0.1}  # fast, and still not native
-            found = module._support("matmul", name, "cpu", features, times, {})
+            found = support_of("matmul", name, "cpu", features, times, {}, float8="")
             assert found.status == expected
             assert found.cost == 0.1
-    emulated = module._support("lstm", "bfloat16", "cpu", (), {"float32": 2.0, "bfloat16": 7.0}, {})
+    emulated = support_of("lstm", "bfloat16", "cpu", (), {"float32": 2.0, "bfloat16": 7.0}, {}, float8="")
     assert emulated.cost == 3.5
     assert emulated.reason == "no avx512_bf16 or amx_bf16: bfloat16 is converted to float32 and back"
 
@@ -68,12 +69,12 @@ def test_cuda_is_judged_by_compute_capability() -> None:
     times = dict.fromkeys(("float32", "bfloat16", "float16"), 1.0)
 
     def status(name: str, version: str) -> str:
-        return module._support("matmul", name, "cuda", (f"compute_{version}",), times, {}).status
+        return support_of("matmul", name, "cuda", (f"compute_{version}",), times, {}, float8="").status
 
     assert [status("bfloat16", v) for v in ("7.5", "8.0", "9.0")] == ["emulated", "native", "native"]
     assert [status("float16", v) for v in ("5.2", "7.0")] == ["emulated", "native"]
     assert [status("tf32", v) for v in ("7.5", "8.6")] == ["unsupported", "native"]
-    reason = module._support("matmul", "tf32", "cuda", ("compute_7.5",), times, {}).reason
+    reason = support_of("matmul", "tf32", "cuda", ("compute_7.5",), times, {}, float8="").reason
     assert reason == "tf32 needs compute capability 8.0; this device has 7.5"
 
 

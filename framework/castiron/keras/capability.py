@@ -7,30 +7,25 @@ it takes beside float32, is measured with small layers: that cannot be known fro
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from castiron.diagnostics import HardwareError, Place, finding
 from castiron.keras.determinism import isolated_rng
 from castiron.keras.probes import make_probe
 from castiron.policy import FAMILIES, DeviceCapability, Family, Support
 from castiron.training.capability_cache import read, write
+from castiron.training.environment import cpu_name, versions
+from castiron.training.processor import FLOAT8, MEASURED, cpu_features, no_such_device, support_of
 
-_MEASURED = ("float32", "float64", "bfloat16", "float16")
-_FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
 _ROUNDS = 4
 _BUDGET_S = 0.05
 """Time for one family; at least two rounds are taken, so that no time is that of a first call."""
 _CACHE_FORMAT = 1
+_NO_FLOAT8 = "Keras only simulates float8 products"
 
 
 def device_capability(device: str = "auto", *, refresh: bool = False) -> DeviceCapability:
@@ -60,15 +55,7 @@ def resolve_device(device: str) -> str:
     present = {"cpu": "/CPU:0", **{f"cuda:{i}": f"/GPU:{i}" for i in range(gpus)}}
     name = "cuda:0" if device == "cuda" else device
     if name not in present:
-        raise HardwareError(
-            finding(
-                "H703",
-                f"there is no device '{device}'",
-                place=Place(key="trainer.device"),
-                expected=f"auto, {', '.join(present)}",
-                received=f"'{device}'",
-            )
-        )
+        raise no_such_device(device, present)
     return present[name]
 
 
@@ -81,8 +68,8 @@ def probe(device: str) -> DeviceCapability:
         for family in FAMILIES:
             times, failures = _measure(family)
             support[family] = {
-                name: _support(family, name, _kind(device), features, times, failures)
-                for name in (*_MEASURED, "tf32", *_FLOAT8)
+                name: support_of(family, name, _kind(device), features, times, failures, float8=_NO_FLOAT8)
+                for name in (*MEASURED, "tf32", *FLOAT8)
             }
     return DeviceCapability(
         device=_kind(device),
@@ -98,79 +85,14 @@ def features_of(device: str) -> tuple[str, ...]:
     if _kind(device) == "cuda":
         major, minor = _details(device).get("compute_capability", (0, 0))
         return (f"compute_{major}.{minor}",)
-    return _cpu_features()
-
-
-@functools.cache
-def _cpu_features() -> tuple[str, ...]:
-    says: set[str] = set()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.lower().startswith(("flags", "features")):
-                says.update(line.split(":", 1)[1].split())
-                break
-    known = (
-        "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_ne_convert",
-        "amx_tile", "amx_bf16", "amx_fp16", "asimd", "neon", "fphp", "asimdhp", "bf16", "sve", "svebf16",
-    )  # fmt: skip
-    return tuple(name for name in known if name in says)
-
-
-_CPU_NATIVE: dict[str, tuple[str, ...]] = {
-    "bfloat16": ("avx512_bf16", "amx_bf16", "bf16", "svebf16"),
-    "float16": ("avx512_fp16", "amx_fp16", "asimdhp", "fphp"),
-}
-
-
-def _native(name: str, kind: str, features: tuple[str, ...]) -> tuple[bool, str]:
-    """Whether the processor has arithmetic for a format, and why not."""
-    if name in ("float32", "float64"):
-        return True, ""
-    if kind == "cpu":
-        if any(f in features for f in _CPU_NATIVE[name]):
-            return True, ""
-        names = "avx512_bf16 or amx_bf16" if name == "bfloat16" else "avx512_fp16 or amx_fp16"
-        return False, f"no {names}: {name} is converted to float32 and back"
-    found = _compute_version(features)
-    least = {"bfloat16": (8, 0), "float16": (5, 3)}[name]
-    if found >= least:
-        return True, ""
-    return False, f"compute capability {_dotted(found)}, and {name} arithmetic needs {_dotted(least)}"
-
-
-def _support(
-    family: Family,
-    name: str,
-    kind: str,
-    features: tuple[str, ...],
-    times: dict[str, float],
-    failures: dict[str, str],
-) -> Support:
-    if name == "tf32":
-        if kind == "cuda" and _compute_version(features) >= (8, 0):
-            return Support(status="native")
-        if kind == "cuda":
-            why = f"tf32 needs compute capability 8.0; this device has {_dotted(_compute_version(features))}"
-        else:
-            why = "tf32 is a mode of NVIDIA's tensor cores"
-        return Support(status="unsupported", reason=why)
-    if name in _FLOAT8:
-        return Support(status="unsupported", reason="Keras only simulates float8 products")
-    if name in failures:
-        return Support(status="unsupported", reason=failures[name])
-    cost = times[name] / times["float32"] if times.get("float32") else None
-    cost = None if cost is None else round(cost, 2)
-    native, why = _native(name, kind, features)
-    if native or family == "embedding":
-        return Support(status="native", cost=cost)
-    return Support(status="emulated", cost=cost, reason=why)
+    return cpu_features()
 
 
 def _measure(family: Family) -> tuple[dict[str, float], dict[str, str]]:
     """Seconds of a forward and backward pass per format (the least of several, in turns), and failures."""
     probes: dict[str, Callable[[], None]] = {}
     failures: dict[str, str] = {}
-    for name in _MEASURED:
+    for name in MEASURED:
         try:
             probes[name] = make_probe(family, name)
             probes[name]()
@@ -194,18 +116,6 @@ def _kind(device: str) -> str:
     return "cuda" if "GPU" in device else "cpu"
 
 
-def _compute_version(features: tuple[str, ...]) -> tuple[int, int]:
-    for feature in features:
-        if feature.startswith("compute_"):
-            major, minor = feature.removeprefix("compute_").split(".")
-            return int(major), int(minor)
-    return 0, 0
-
-
-def _dotted(found: tuple[int, int]) -> str:
-    return f"{found[0]}.{found[1]}"
-
-
 def _details(device: str) -> dict[str, Any]:
     gpus = tf.config.list_physical_devices("GPU")
     index = int(device.rpartition(":")[2])
@@ -217,25 +127,18 @@ def device_name(device: str) -> str:
     """The model name of a processor or GPU."""
     if _kind(device) == "cuda":
         return str(_details(device).get("device_name", "GPU"))
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return cpu_name()
 
 
 def _identity(device: str) -> dict[str, Any]:
     """Everything on which the result depends."""
-    try:
-        own = version("castiron")
-    except PackageNotFoundError:
-        own = "unknown"
-    versions = {"tensorflow": tf.__version__, "keras": keras.__version__, "castiron": own}
+    own = versions().get("castiron", "unknown")
+    packages = {"tensorflow": tf.__version__, "keras": keras.__version__, "castiron": own}
     return {
         "format": _CACHE_FORMAT,
         "wing": "tensorflow",
         "device": _kind(device),
         "name": device_name(device),
         "features": list(features_of(device)),
-        "versions": versions,
+        "versions": packages,
     }

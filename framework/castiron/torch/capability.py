@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from castiron.diagnostics import HardwareError, Place, finding
 from castiron.policy import FAMILIES, DeviceCapability, Family, Support
 from castiron.torch.determinism import isolated_rng, threads
 from castiron.torch.dtypes import torch_dtype
 from castiron.torch.probes import make_probe
 from castiron.training.capability_cache import read, write
+from castiron.training.environment import cpu_name, versions
+from castiron.training.processor import FLOAT8, MEASURED, cpu_features, no_such_device, support_of
 
-_MEASURED = ("float32", "float64", "bfloat16", "float16")
-_FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
-_PRODUCTS: tuple[Family, ...] = ("matmul", "conv", "lstm", "gru", "rnn", "attention")
 _ROUNDS = 5
 _BUDGET_S = 0.05
 """Time for one family; at least two rounds are taken, so that no time is that of a first call."""
 _CACHE_FORMAT = 1
+_NO_FLOAT8 = "float8 products need scaled kernels, which castiron's PyTorch wing does not drive"
 
 
 def device_capability(device: str | torch.device = "auto", *, refresh: bool = False) -> DeviceCapability:
@@ -59,15 +56,7 @@ def resolve_device(device: str) -> torch.device:
     kind, _, index = device.partition(":")
     name = f"{kind}:{index or 0}" if kind == "cuda" else device
     if name not in present:
-        raise HardwareError(
-            finding(
-                "H703",
-                f"there is no device '{device}'",
-                place=Place(key="trainer.device"),
-                expected=f"auto, {', '.join(present)}",
-                received=f"'{device}'",
-            )
-        )
+        raise no_such_device(device, present)
     return torch.device(name)
 
 
@@ -80,8 +69,8 @@ def probe(device: torch.device) -> DeviceCapability:
         for family in FAMILIES:
             times, failures = _measure(family, device)
             support[family] = {
-                name: _support(family, name, device.type, features, times, failures)
-                for name in (*_MEASURED, "tf32", *_FLOAT8)
+                name: support_of(family, name, device.type, features, times, failures, float8=_NO_FLOAT8)
+                for name in (*MEASURED, "tf32", *FLOAT8)
             }
     return DeviceCapability(
         device=device.type,
@@ -102,82 +91,17 @@ def features_of(device: torch.device) -> tuple[str, ...]:
 
 @functools.cache
 def _cpu_features() -> tuple[str, ...]:
-    says = {str(k).lower().replace("avx512_f", "avx512f") for k, v in _torch_cpu().items() if v is True}
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.lower().startswith(("flags", "features")):
-                says.update(line.split(":", 1)[1].split())
-                break
-    known = (
-        "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_ne_convert",
-        "amx_tile", "amx_bf16", "amx_fp16", "asimd", "neon", "fphp", "asimdhp", "bf16", "sve", "svebf16",
-        "sve_bf16", "fp16_arith",
-    )  # fmt: skip
+    says = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
+    names = {str(k).lower().replace("avx512_f", "avx512f") for k, v in says.items() if v is True}
     # what torch was told to use (ATEN_CPU_CAPABILITY) may be less than what the processor has
-    return (*(name for name in known if name in says), f"torch:{torch.backends.cpu.get_cpu_capability()}")
-
-
-def _torch_cpu() -> dict[str, Any]:
-    return dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
-
-
-_CPU_NATIVE: dict[str, tuple[str, ...]] = {
-    "bfloat16": ("avx512_bf16", "amx_bf16", "bf16", "svebf16", "sve_bf16"),
-    "float16": ("avx512_fp16", "amx_fp16", "asimdhp", "fphp", "fp16_arith"),
-}
-
-
-def _native(name: str, device_type: str, features: tuple[str, ...]) -> tuple[bool, str]:
-    """Whether the processor has arithmetic for a format, and why not."""
-    if name in ("float32", "float64"):
-        return True, ""
-    if device_type == "cpu":
-        wanted = _CPU_NATIVE[name]
-        if any(f in features for f in wanted):
-            return True, ""
-        names = "avx512_bf16 or amx_bf16" if name == "bfloat16" else "avx512_fp16 or amx_fp16"
-        return False, f"no {names}: {name} is converted to float32 and back"
-    version = _compute_version(features)
-    least = {"bfloat16": (8, 0), "float16": (5, 3)}[name]
-    if version >= least:
-        return True, ""
-    return False, f"compute capability {_dotted(version)}, and {name} arithmetic needs {_dotted(least)}"
-
-
-def _support(
-    family: Family,
-    name: str,
-    device_type: str,
-    features: tuple[str, ...],
-    times: dict[str, float],
-    failures: dict[str, str],
-) -> Support:
-    if name == "tf32":
-        if device_type == "cuda" and _compute_version(features) >= (8, 0):
-            return Support(status="native")
-        if device_type == "cuda":
-            why = f"tf32 needs compute capability 8.0; this device has {_dotted(_compute_version(features))}"
-        else:
-            why = "tf32 is a mode of NVIDIA's tensor cores"
-        return Support(status="unsupported", reason=why)
-    if name in _FLOAT8:
-        why = "float8 products need scaled kernels, which castiron's PyTorch wing does not drive"
-        return Support(status="unsupported", reason=why)
-    if name in failures:
-        return Support(status="unsupported", reason=failures[name])
-    cost = times[name] / times["float32"] if "float32" in times else None
-    cost = None if cost is None else round(cost, 2)
-    native, why = _native(name, device_type, features)
-    if native or family == "embedding":
-        return Support(status="native", cost=cost)
-    return Support(status="emulated", cost=cost, reason=why)
+    return (*cpu_features(frozenset(names)), f"torch:{torch.backends.cpu.get_cpu_capability()}")
 
 
 def _measure(family: Family, device: torch.device) -> tuple[dict[str, float], dict[str, str]]:
     """Seconds of a forward and backward pass per format (the least of several, in turns), and failures."""
     probes: dict[str, Callable[[], None]] = {}
     failures: dict[str, str] = {}
-    for name in _MEASURED:
+    for name in MEASURED:
         try:
             probes[name] = make_probe(family, torch_dtype(name), device)
             probes[name]()
@@ -208,53 +132,25 @@ def _time(run: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _compute_version(features: tuple[str, ...]) -> tuple[int, int]:
-    for feature in features:
-        if feature.startswith("compute_"):
-            major, minor = feature.removeprefix("compute_").split(".")
-            return int(major), int(minor)
-    return 0, 0
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"
-
-
-# --- identity ----------- -------------------------------------------------------------------------------
-
-
 def device_name(device: torch.device) -> str:
     """The model name of a processor or GPU."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return cpu_name()
 
 
 def _identity(device: torch.device) -> dict[str, Any]:
     """Everything on which the result depends."""
-    versions = {"torch": torch.__version__, "castiron": _castiron_version()}
+    packages = {"torch": torch.__version__, "castiron": versions().get("castiron", "unknown")}
     if device.type == "cuda":
-        versions |= {"cuda": str(torch.version.cuda), "driver": _driver_version()}
+        packages |= {"cuda": str(torch.version.cuda), "driver": _driver_version()}
     return {
         "format": _CACHE_FORMAT,
         "device": device.type,
         "name": device_name(device),
         "features": list(features_of(device)),
-        "versions": versions,
+        "versions": packages,
     }
-
-
-def _castiron_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("castiron")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _driver_version() -> str:
