@@ -16,6 +16,7 @@ from castiron.diagnostics.catalogue import (
     checkpoints,
     config,
     data,
+    distributed,
     flow,
     flow_keras,
     hardware,
@@ -34,7 +35,7 @@ every_rule = pytest.mark.parametrize("of", list(RULES.values()), ids=lambda r: r
 
 
 def test_codes_and_names_are_unique() -> None:
-    listed = [r for module in (*HOMES.values(), flow_keras, health) for r in module.RULES]
+    listed = [r for module in (*HOMES.values(), flow_keras, health, distributed) for r in module.RULES]
     assert [c for c, n in Counter(r.code for r in listed).items() if n > 1] == []
     assert [c for c, n in Counter(r.name for r in listed).items() if n > 1] == []
     assert len(listed) == len(RULES)

@@ -25,9 +25,13 @@ class Settings:
 
 
 def user_error(error: CastironError) -> int:
-    """Show a mistake of the user; its exit code."""
+    """Show a mistake of the user, unless another rank of a training does; its exit code."""
+    from castiron.training.ranks import is_told
+
     if Settings.traceback:
         traceback.print_exception(error)
+    if is_told(error):
+        return error.exit_code
     if Settings.json:
         console.as_json({"findings": [f.as_dict() for f in error.findings]})
     else:

@@ -63,18 +63,21 @@ def train(
     from castiron.training.config_file import load_config
     from castiron.training.launch import resume as resume_run
     from castiron.training.launch import train as train_run
+    from castiron.training.ranks import rank_here
     from castiron.training.run_directory import RunDirectory
 
     given = list(overrides or [])
     if config is not None and _is_override(config):
         given = [config, *given]
         config = None
+    here = rank_here()
+    follows = here is not None and here.rank > 0  # of several processes, the first speaks
     if quiet and verbose:
         raise typer.Exit(wrong_arguments("--quiet and --verbose exclude each other.", "Give one of the two."))
     verbosity: Literal["quiet", "normal", "verbose"] = (
         "quiet" if quiet else "verbose" if verbose else "normal"
     )
-    reporter = TerminalReporter(verbosity)
+    reporter = TerminalReporter("quiet" if follows else verbosity)
     mismatch = chosen("--on-mismatch", on_mismatch, ("refuse", "cast"))
     if resume is not None:
         if name is not None:
@@ -88,7 +91,7 @@ def train(
                 wrong_arguments("--resume has the run's own weights.", "Leave out --weights, or --resume.")
             )
         run, outcome = resume_run(run, given, source=config, reporter=reporter, on_mismatch=mismatch)
-        raise typer.Exit(_close(run, outcome, verbosity))
+        raise typer.Exit(outcome.exit_code if follows else _close(run, outcome, verbosity))
     if config is None:
         raise typer.Exit(
             wrong_arguments("CONFIG is missing.", "Name a config or a recipe, such as lstm-sentiment.")
@@ -101,7 +104,7 @@ def train(
     run, outcome = train_run(
         loaded, runs=runs, name=name, reporter=reporter, weights=weights, on_mismatch=mismatch
     )
-    raise typer.Exit(_close(run, outcome, verbosity))
+    raise typer.Exit(outcome.exit_code if follows else _close(run, outcome, verbosity))
 
 
 def _is_override(text: str) -> bool:

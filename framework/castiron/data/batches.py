@@ -104,6 +104,13 @@ class Batches:
         """The epoch that the next iteration, or the one under way, goes through."""
         return self._epoch
 
+    @property
+    def digest(self) -> str:
+        """A digest of names, formats, shapes, and values of rows spread over the data."""
+        if self._digest is None:
+            self._digest = _digest(self._assembler)
+        return self._digest
+
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of `epoch`; where it is the current one, a restored position in it stays."""
         if epoch < 0:
@@ -173,7 +180,8 @@ class Batches:
         if state.get("version") != _VERSION:
             raise _other_state("a loader state of version 1", f"version {state.get('version')!r}")
         then, now = state["made_of"], self._made_of()
-        if differing := [key for key in now if then.get(key) != now[key]]:
+        settled = _SHARING if _same_batches(then, now) else ()
+        if differing := [key for key in now if key not in settled and then.get(key) != now[key]]:
             raise _other_state(
                 ", ".join(_setting(key, then.get(key)) for key in differing),
                 ", ".join(_setting(key, now[key]) for key in differing),
@@ -182,8 +190,6 @@ class Batches:
         self._resume, self._current = self._next, None
 
     def _made_of(self) -> dict[str, Any]:
-        if self._digest is None:
-            self._digest = _digest(self._assembler)
         order = self._ordering
         return {
             "rows": order.rows,
@@ -194,11 +200,28 @@ class Batches:
             "bucket_by": self._bucket_by,
             "pool": order.pool,
             "drop_last": order.drop_last,
-            "data": self._digest,
+            "data": self.digest,
         }
 
     def __repr__(self) -> str:
         return f"Batches({self.rows:,} rows, {len(self):,} batches of {self._ordering.batch_size:,})"
+
+
+_SHARING = ("batch_size", "world", "drop_last")
+
+
+def _same_batches(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the batches of all ranks together hold the same rows, however many ranks share them."""
+
+    def whole(made_of: Mapping[str, Any]) -> tuple[int, int]:
+        size = int(made_of["batch_size"]) * int(made_of["world"])
+        rows = int(made_of["rows"])
+        return size, rows - rows % size if made_of["drop_last"] else rows
+
+    try:
+        return whole(then) == whole(now)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return False
 
 
 def _lengths(columns: Columns, bucket_by: str | None) -> Int64 | None:

@@ -10,6 +10,7 @@ from castiron.diagnostics.rules import (
     checkpoints,
     config,
     data,
+    distributed,
     flow,
     flow_keras,
     hardware,
@@ -33,7 +34,19 @@ FAMILIES: dict[str, str] = {
 
 RULES: dict[str, Rule] = {
     rule.code: rule
-    for module in (data, layers, flow, flow_keras, scaling, numerics, health, checkpoints, hardware, config)
+    for module in (
+        data,
+        layers,
+        flow,
+        flow_keras,
+        scaling,
+        numerics,
+        health,
+        checkpoints,
+        hardware,
+        config,
+        distributed,
+    )
     for rule in module.RULES
 }
 

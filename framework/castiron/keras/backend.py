@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from castiron.policy import DeviceCapability, PrecisionPolicy
 from castiron.training.backend import BackendName, Job, Outcome, Preview, Remedies, Replayed, Split
 from castiron.training.config import RunConfig
 from castiron.training.incident_folder import IncidentFolder
+from castiron.training.ranks import Peers, Rank
 from castiron.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ class KerasBackend:
         from castiron.keras import session
 
         return session.fit(job)
+
+    def peers(self, here: Rank, timeout: float) -> AbstractContextManager[Peers]:
+        from castiron.keras.session import refuse_several
+
+        raise refuse_several(f"{here.world} processes, started by {here.by}")
 
     def evaluate(self, job: Job, splits: Sequence[Split] = ("test",)) -> dict[str, dict[str, float]]:
         from castiron.keras import session

@@ -148,14 +148,21 @@ def _own_floatx() -> Iterator[None]:
 def _check(config: RunConfig) -> None:
     """Refuse what this wing does not do, rather than not do it (X815)."""
     trainer = config.trainer
-    if trainer.devices > 1 or trainer.strategy != "auto":
-        raise ConfigError(
-            finding(
-                "X815",
-                "Recipes train on one device in TensorFlow.",
-                place=Place(key="trainer.devices" if trainer.devices > 1 else "trainer.strategy"),
-                expected="devices 1, strategy auto",
-                received=f"devices {trainer.devices}, strategy {trainer.strategy}",
-                remedy="Use backend: torch, or castiron.keras.enforce under a tf.distribute strategy.",
-            )
+    if trainer.devices > 1 or trainer.nodes > 1 or trainer.strategy != "auto":
+        key = "strategy" if trainer.devices == trainer.nodes == 1 else "devices"
+        received = f"devices {trainer.devices}, nodes {trainer.nodes}, strategy {trainer.strategy}"
+        raise refuse_several(received, f"trainer.{key}")
+
+
+def refuse_several(received: str, key: str = "trainer.devices") -> ConfigError:
+    """The error for more than one process or device."""
+    return ConfigError(
+        finding(
+            "X815",
+            "Recipes train on one device in TensorFlow.",
+            place=Place(key=key),
+            expected="devices 1, nodes 1, strategy auto",
+            received=received,
+            remedy="Use backend: torch, or castiron.keras.enforce under a tf.distribute strategy.",
         )
+    )

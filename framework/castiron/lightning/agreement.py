@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
@@ -55,6 +57,14 @@ def told(trainer: pl.Trainer, incident: Incident | None, rank: int) -> Incident:
         incident = Incident.model_validate_json(trainer.strategy.broadcast(text, src=rank))
     assert incident is not None
     return incident
+
+
+def told_path(trainer: pl.Trainer, path: Path | None, rank: int) -> Path | None:
+    """The folder that this rank stored an incident in, on all of them. All processes have to call it."""
+    if trainer.world_size == 1:
+        return path
+    found: Path | None = trainer.strategy.broadcast(path, src=rank)
+    return found
 
 
 def _of_all(trainer: pl.Trainer, value: float) -> Tensor:

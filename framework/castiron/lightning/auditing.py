@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from castiron.lightning.loaders import TorchLoader
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.precision import PrecisionPlugin
+from castiron.lightning.sharding import Sharded
 from castiron.policy import Plan
 from castiron.torch.audit.api import audit
 from castiron.torch.audit.continuous import Observer
@@ -90,7 +91,7 @@ class Audit(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         enforce = self._job.config.precision.enforce
         plugin = trainer.precision_plugin
-        if enforce.level == "off" or isinstance(trainer.strategy, FSDPStrategy):
+        if enforce.level == "off" or isinstance(trainer.strategy, FSDPStrategy | Sharded):
             return  # a sharded model has no parameters of its own to trace
         assert isinstance(module, RecipeModule)
         assert isinstance(plugin, PrecisionPlugin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from castiron.training.backend import BackendName, Job, Outcome, Preview, Remedi
 from castiron.training.calibration import Measured, Trial
 from castiron.training.config import RunConfig
 from castiron.training.incident_folder import IncidentFolder
+from castiron.training.ranks import Peers, Rank
 from castiron.training.recipe import Recipe
+from castiron.training.side import Trained
 
 
 class LightningBackend:
@@ -35,6 +38,11 @@ class LightningBackend:
         from castiron.lightning import session
 
         return session.fit(job)
+
+    def peers(self, here: Rank, timeout: float) -> AbstractContextManager[Peers]:
+        from castiron.lightning.peers import connected
+
+        return connected(here, timeout)
 
     def evaluate(self, job: Job, splits: Sequence[Split] = ("test",)) -> dict[str, dict[str, float]]:
         from castiron.lightning import session
@@ -87,6 +95,12 @@ class LightningBackend:
         from castiron.lightning import calibrating
 
         return calibrating.trial(job)
+
+    def side(self, job: Job, at: Sequence[int]) -> Trained:
+        """A short training that keeps nothing, looked at after these steps (`castiron compare`)."""
+        from castiron.lightning import comparing
+
+        return comparing.side(job, at)
 
     def replay(
         self, folder: IncidentFolder, config: RunConfig, recipe: type[Recipe], remedies: Remedies

@@ -13,11 +13,13 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from torch import distributed
 
 from castiron.diagnostics import Finding, ManifestError, Place, finding
 from castiron.lightning.averaging import averaged_weights
 from castiron.lightning.manifest import expected_of, manifest_of, verified
 from castiron.lightning.module import RecipeModule
+from castiron.lightning.sharding import load_whole
 from castiron.torch.weights import export_weights
 from castiron.torch.weights import load_weights as read_into
 from castiron.training.checkpoint_file import damaged, new_file, seal
@@ -50,6 +52,34 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def random_states() -> dict[str, Any]:
+    """This process's generators; where several train, those of all, which all have to call it."""
+    own = random_state()
+    if not _several():
+        return own
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, own)
+    return {"ranks": found}
+
+
+def restore_random_states(state: dict[str, Any]) -> bool:
+    """Put this process's generators back to what `random_states` returned.
+
+    → False where another number of processes returned it: no generator goes on then where it was.
+    """
+    world, rank = (distributed.get_world_size(), distributed.get_rank()) if _several() else (1, 0)
+    states = state.get("ranks", [state])
+    if len(states) == world:
+        restore_random_state(states[rank])
+        return True
+    torch.manual_seed(torch.initial_seed() + rank)
+    return False
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -88,7 +118,7 @@ def load_weights(
         raise without_manifest(path)
     average = {f"model.{name}": value for name, value in averaged_weights(checkpoint).items()}
     try:
-        module.load_state_dict({**checkpoint["state_dict"], **average})
+        load_whole(module, {**checkpoint["state_dict"], **average})
     except RuntimeError as e:
         raise damaged(path, " ".join(str(e).split())) from None
     return told
@@ -209,15 +239,18 @@ class RunCheckpoints(Checkpoint):
         return self.folder / "best.ckpt"
 
     def write(self, trainer: pl.Trainer, path: Path) -> None:
-        """Write the state of a training whole, or not at all.
+        """Write the state of a training whole, or not at all. Of several processes, which all have to call
+        it, the first writes.
 
         Raises:
             RunError: the disk is full, or the folder cannot be written (X819).
         """
         state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        assets = asset_digests(self.folder.parent / ASSETS)
-        manifest = manifest_of(trainer, state, recipe=self.recipe, assets=assets)
-        write_checkpoint(state, manifest, path, keep=self.keep.get(path.stem, 1))
+        if trainer.is_global_zero:
+            assets = asset_digests(self.folder.parent / ASSETS)
+            manifest = manifest_of(trainer, state, recipe=self.recipe, assets=assets)
+            write_checkpoint(state, manifest, path, keep=self.keep.get(path.stem, 1))
+        trainer.strategy.barrier()  # it is there when any of several processes asks for it
 
     def write_last(self, trainer: pl.Trainer) -> None:
         """Write `last.ckpt`, unless this very step is in it already."""
@@ -262,7 +295,7 @@ class RunCheckpoints(Checkpoint):
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["castiron"] = {
-            "random": random_state(),
+            "random": random_states(),
             "best": [self.best_score, self.best_step, self.best_metrics],
         }
 
@@ -276,5 +309,8 @@ class RunCheckpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # The last moment before the first batch: set-up draws random numbers too.
         if loaded := getattr(self, "_loaded", None):
-            restore_random_state(loaded["random"])
+            restore_random_states(loaded["random"])
             self._loaded = None
+        elif trainer.global_rank > 0:
+            # Other random numbers than rank 0's, say for dropout; so far all have drawn the same.
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)

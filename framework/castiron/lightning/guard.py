@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, RunError, finding
-from castiron.lightning.agreement import agreed, agreed_flag, first_rank, suspected, told
+from castiron.lightning.agreement import agreed, agreed_flag, first_rank, suspected, told, told_path
 from castiron.lightning.counts import counts, logged, put_back, unlog
 from castiron.lightning.held_step import can_replay, replay_step
 from castiron.lightning.incidents import incident_of, store
@@ -78,7 +78,7 @@ class NumericGuard(pl.Callback):
         self.findings: list[Finding] = []
         """One for each held step that training went on after."""
         self.incidents: list[Path] = []
-        """Folders of this process's incidents."""
+        """Folders of the incidents; where several processes train, all of them know."""
         self.on_incident: list[OnIncident] = []
         self.gradient_norm: Tensor | None = None
         """The norm over all gradients at hand, where somebody took it already: they are not read again."""
@@ -252,7 +252,7 @@ class NumericGuard(pl.Callback):
         assert self._responses is not None
         committed = trainer.global_step
         step = replay_step(trainer, list(self._batches), list(self._indices), verdict, self._snapshot.restore)
-        incident, path, speaks = None, None, False
+        incident, path, speaks, rank = None, None, False, 0
         problems: tuple[Finding, ...] = ()
         if can_replay(trainer):
             suspect = suspected(trainer, verdict)
@@ -269,9 +269,12 @@ class NumericGuard(pl.Callback):
             incident = incident.model_copy(update={"response": decision.response})
             if speaks:
                 path, problems = self._store(trainer, module, step, incident)
+            path = told_path(trainer, path, rank)
+            if path is not None:
+                self.incidents.append(path)
         watch, rows = self._section.watch, rows_of(self._batches, verdict, self._origin)
         about = describe_held(verdict, committed, watch, rows=rows, incident=incident)
-        if incident is not None and speaks:
+        if incident is not None:
             for listener in self.on_incident:
                 listener(incident, about, path)
         self._put_back(trainer)
@@ -316,7 +319,6 @@ class NumericGuard(pl.Callback):
             )
         except RunError as error:  # a full disk must not hide what went wrong
             return None, error.findings
-        self.incidents.append(path)
         return path, ()
 
     def _carry_out(self, trainer: pl.Trainer, decision: Decision) -> None:

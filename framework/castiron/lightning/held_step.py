@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from castiron.lightning.module import RecipeModule
 from castiron.lightning.precision import PrecisionPlugin
+from castiron.lightning.sharding import Sharded
 from castiron.lightning.training_step import loss_of_step
 from castiron.torch.replay import ReplayStep
 from castiron.training.held import Verdict
@@ -21,6 +22,8 @@ from castiron.training.held import Verdict
 def can_replay(trainer: pl.Trainer) -> bool:
     """Whether a process can run a step by itself: not where layers or statistics are spread over several."""
     strategy = trainer.strategy
+    if isinstance(strategy, Sharded):
+        return False
     if isinstance(strategy, SingleDeviceStrategy):
         return True
     module = trainer.lightning_module

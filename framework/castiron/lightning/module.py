@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from castiron.policy import PrecisionPolicy
 from castiron.torch.loss import to_loss_dtype
@@ -42,15 +42,20 @@ class LossMean:
         return rows
 
     def take(self) -> float | None:
-        """The mean since the last call, and start anew; None where nothing was added."""
+        """The mean since the last call, and start anew; None where nothing was added.
+
+        Where several processes train it is that over all of them, which all have to call it.
+        """
         if not self._losses:
             return None
         losses = torch.stack(self._losses).to(self._dtype)
         rows = torch.tensor(self._rows, dtype=self._dtype, device=losses.device)
-        mean = float((losses * rows).sum() / rows.sum())
+        sums = torch.stack([(losses * rows).sum(), rows.sum()])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(sums)
         self._losses.clear()
         self._rows.clear()
-        return mean
+        return float(sums[0] / sums[1])
 
 
 class RecipeModule(pl.LightningModule):

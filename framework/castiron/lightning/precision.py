@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from castiron.data import Schema
@@ -25,6 +26,7 @@ from castiron.torch.loss import check_loss
 from castiron.torch.modules import describe
 from castiron.torch.precision import Precision as AppliedPlan
 from castiron.torch.precision import apply
+from castiron.torch.reducing import reduce_in
 from castiron.torch.scaling import Scaler, make_scaler
 from castiron.torch.switches import matmul_switches
 from castiron.torch.updates import guard_updates
@@ -84,6 +86,8 @@ class PrecisionPlugin(Precision):
     ) -> tuple[nn.Module, list[Optimizer], list[Any]]:
         for optimizer in optimizers:
             guard_updates(optimizer, self.policy)
+        if isinstance(model, DistributedDataParallel):
+            reduce_in(model, torch_dtype(self.policy.accumulate))
         return model, optimizers, lr_schedulers
 
     def teardown(self) -> None:

@@ -67,7 +67,7 @@ class Recorder(pl.Callback):
         now = time.perf_counter()
         elapsed = now - self._since
         if elapsed > 0:
-            self.items_per_s = (module.items - self._items) / elapsed
+            self.items_per_s = trainer.world_size * (module.items - self._items) / elapsed
         step = trainer.global_step
         self._logged, self._items, self._since = step, module.items, now
         rates = _learning_rates(trainer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from castiron.lightning.module import RecipeModule
 from castiron.lightning.opening import Opening
 from castiron.lightning.recorder import Recorder
 from castiron.lightning.stopping import GracefulStop, TrainingStopped
+from castiron.lightning.strategies import devices, environment
 from castiron.lightning.trainer import Trainer
 from castiron.policy import Plan, PrecisionPolicy
 from castiron.torch.audit.errors import dtype_errors
@@ -48,9 +51,15 @@ class TrainingRun:
         self._job, self._prepared = job, prepared
         self._policy = job.config.precision
         self._state: dict[str, Any] | None = None
-        self._train = TorchLoader(prepared.batches["train"], job.config.trainer.limit_train)
+        self._train = self._loader("train", job.config.trainer.limit_train)
         steps = total_steps(job.config.trainer, len(self._train))
         self._module = RecipeModule(prepared.recipe, job.config.precision, steps)
+
+    def _loader(self, split: str, limit: int | None) -> TorchLoader:
+        """This process's batches of a split."""
+        peers = self._job.peers
+        batches = self._prepared.batches[split]
+        return TorchLoader(batches.shard(peers.rank, peers.world) if peers.world > 1 else batches, limit)
 
     def run(self) -> Outcome:
         job = self._job
@@ -58,9 +67,14 @@ class TrainingRun:
             job.reporter.say(note)
         self._read_state()  # before anything is written or loaded
         resumed_at = self._state["global_step"] if self._state else None
-        with EventWriter(
-            job.run.path, on_problem=lambda f: job.reporter.findings([f]), resumed_at=resumed_at
-        ) as writer:
+        with (
+            contextlib.ExitStack() as scratch,
+            EventWriter(
+                self._events_folder(scratch),
+                on_problem=lambda f: job.reporter.findings([f]),
+                resumed_at=resumed_at,
+            ) as writer,
+        ):
             try:
                 outcome = self._fit(writer)
             except BaseException:
@@ -68,6 +82,12 @@ class TrainingRun:
                 raise
             writer.hparams_end(success=outcome.status == "completed")
         return outcome
+
+    def _events_folder(self, scratch: contextlib.ExitStack) -> Path:
+        """The run's; of several processes, one writes there."""
+        if self._job.peers.rank == 0:
+            return self._job.run.path
+        return Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="castiron-events-")))
 
     def _read_state(self) -> None:
         """Read what training goes on from, or starts with, and hold it against this run."""
@@ -149,7 +169,7 @@ class TrainingRun:
         self._state = None
         validation = None
         if "validation" in batches:
-            validation = TorchLoader(batches["validation"], config.limit_validation)
+            validation = self._loader("validation", config.limit_validation)
         status: Status = "completed"
         failure: NumericIncident | None = None
         started = time.perf_counter()
@@ -177,7 +197,7 @@ class TrainingRun:
             best = checkpoints.best
             weights = best if best.exists() else checkpoints.last
             load_weights(module, weights, device=config.device, on_mismatch=job.on_mismatch)
-            trainer.test(module, TorchLoader(batches["test"], config.limit_test), verbose=False)
+            trainer.test(module, self._loader("test", config.limit_test), verbose=False)
             metrics["test"] = dict(module.results)
         found = [path for path in (checkpoints.best, checkpoints.last) if path.exists()]
         return Outcome(
@@ -224,10 +244,9 @@ def make_trainer(
     config = job.config.trainer
     trainer = Trainer(
         policy or job.config.precision,
-        plugins=list(plugins),
+        plugins=[*plugins, *(environment() if job.peers.world > 1 else ())],
         accelerator={"auto": "auto", "cpu": "cpu", "cuda": "cuda"}[config.device],
-        devices=config.devices,
-        strategy=config.strategy,
+        **devices(job.config, policy or job.config.precision, job.peers.world),
         max_epochs=config.max_epochs if config.max_epochs is not None else -1,
         max_steps=config.max_steps if config.max_steps is not None else -1,
         accumulate_grad_batches=config.accumulate,

@@ -10,6 +10,7 @@ from castiron.lightning.auditing import audit_recipe, first_batch
 from castiron.lightning.checkpoints import load_foreign, load_weights
 from castiron.lightning.loaders import TorchLoader
 from castiron.lightning.module import RecipeModule
+from castiron.lightning.peers import told_as_lost
 from castiron.lightning.quiet import quiet_lightning
 from castiron.lightning.run import TrainingRun, make_trainer
 from castiron.policy import resolve
@@ -22,6 +23,8 @@ from castiron.training.audit import AuditReport
 from castiron.training.backend import Job, Outcome, Preview, Split
 from castiron.training.manifest import asset_digests
 from castiron.training.preparation import make_batches, prepare
+from castiron.training.rank_facts import code_facts, data_facts
+from castiron.training.ranks import check_alike, first_then_others, world_of
 from castiron.training.schedules import total_steps
 
 
@@ -32,7 +35,8 @@ def preview(job: Job) -> Preview:
     config = job.config.trainer
     layers = describe(module.precision_root)
     plan, notes = resolve(job.config.precision, layers, device_capability(config.device))
-    batches = len(TorchLoader(prepared.batches["train"], config.limit_train))
+    share = prepared.batches["train"].shard(0, world_of(job.config))
+    batches = len(TorchLoader(share, config.limit_train))
     return Preview(
         plan=plan,
         data={split: data.report for split, data in prepared.datasets.items()},
@@ -59,8 +63,12 @@ def audit(job: Job) -> AuditReport:
 
 
 def fit(job: Job) -> Outcome:
-    with _session(job):
-        return TrainingRun(job, prepare(job)).run()
+    peers = job.peers
+    with _session(job), told_as_lost(peers.rank) if peers.world > 1 else contextlib.nullcontext():
+        check_alike(peers, "versions and code", code_facts(job.recipe))
+        prepared = first_then_others(peers, lambda: prepare(job))
+        check_alike(peers, "data", data_facts(prepared.datasets, prepared.batches) if peers.world > 1 else {})
+        return TrainingRun(job, prepared).run()
 
 
 def evaluate(job: Job, splits: Sequence[Split]) -> dict[str, dict[str, float]]:

@@ -8,11 +8,14 @@ from types import FrameType
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor, distributed
 
 from castiron.lightning.checkpoints import RunCheckpoints, validation_follows
 
 Reason = Literal["interrupted", "stopped"]
+_CODES: tuple[Reason | None, ...] = (None, "stopped", "interrupted")
 
 
 class TrainingStopped(Exception):
@@ -40,6 +43,7 @@ class GracefulStop(Checkpoint):
 
     def __init__(self, checkpoints: RunCheckpoints) -> None:
         self._checkpoints = checkpoints
+        self._asking: tuple[Any, Tensor] | None = None
         self._asked: Reason | None = None
         self._former: dict[int, Any] = {}
 
@@ -60,15 +64,38 @@ class GracefulStop(Checkpoint):
         self._asked = self._REASONS[number]
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        asked = self._asked_anywhere(trainer)
         if not validation_follows(trainer):
-            self._stop_if_asked(trainer)
+            self._stop_if_asked(trainer, asked)
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # A validation under way is finished: half of one cannot be resumed.
         if trainer.state.fn == "fit":
-            self._stop_if_asked(trainer)
+            self._asked_anywhere(trainer)
+            self._stop_if_asked(trainer, self._asked_anywhere(trainer))
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        if self._asked:
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._asking is not None:
+            self._asking[0].wait()
+            self._asking = None
+
+    def _asked_anywhere(self, trainer: pl.Trainer) -> Reason | None:
+        """Whether to stop; of several processes, which all have to call it, whether any was asked to before
+        the last call. They ask each other while they compute, and wait for nothing."""
+        if trainer.world_size == 1:
+            return self._asked
+        asked = None
+        if self._asking is not None:
+            work, flag = self._asking
+            work.wait()
+            asked = _CODES[int(flag)]
+        flag = torch.tensor(_CODES.index(self._asked))
+        work = distributed.all_reduce(flag, distributed.ReduceOp.MAX, async_op=True)
+        self._asking = (work, flag)
+        return asked
+
+    def _stop_if_asked(self, trainer: pl.Trainer, asked: Reason | None) -> None:
+        if asked:
+            self.on_train_end(trainer, trainer.lightning_module)
             self._checkpoints.write_last(trainer)
-            raise TrainingStopped(self._asked)
+            raise TrainingStopped(asked)

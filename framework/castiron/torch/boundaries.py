@@ -146,6 +146,9 @@ def remove(model: nn.Module) -> None:
                 module.forward = own.before
 
 
+_GATHERED = ("matmul", "conv", "lstm", "gru", "rnn", "attention")
+
+
 def ambient_dtype(plan: Plan) -> torch.dtype | None:
     """What autocast around the whole forward computes in; None where there is none.
 
@@ -157,6 +160,20 @@ def ambient_dtype(plan: Plan) -> torch.dtype | None:
         return None
     kept_wide = islands.softmax or islands.normalization or islands.reductions or islands.exponentials
     return compute if plan.policy.is_mixed or kept_wide else None
+
+
+def gathered_dtypes(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, torch.dtype]]:
+    """Layers that cast all their weights to a narrower format than they store, with that format; innermost
+    first. A model that is shared among processes is gathered so, and nothing else of it changes."""
+    ambient = ambient_dtype(plan)
+    rows = {row.path: row for row in plan.rows}
+    found: dict[nn.Module, torch.dtype] = {}
+    if ambient is not None:
+        for path, module in reversed(list(walk(model))):
+            row = rows[path]
+            if not row.ruled and row.family in _GATHERED and _casts_weights(row, ambient):
+                found[module] = ambient
+    return list(found.items())
 
 
 def _needs(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from castiron.torch.dtypes import NARROW
+from castiron.torch.shares import over_shares, own_share
 
 
 @torch.no_grad()
@@ -17,7 +18,8 @@ def gradient_norm(parameters: Iterable[torch.Tensor], dtype: torch.dtype = torch
     Squares of float32 gradients beyond 1.8e19 overflow: on a CPU such a norm is taken again in float64; on
     other devices, where looking would wait for the device, it is infinite.
     """
-    return _norm(_gradients(parameters), dtype)
+    parameters = list(parameters)
+    return over_shares(parameters, _norm(_gradients(parameters), dtype))
 
 
 @torch.no_grad()
@@ -47,7 +49,7 @@ def clip_by_norm(
     if not max_norm > 0:
         raise ValueError(f"Expected max_norm above 0. Received {max_norm}.")
     parameters = list(parameters)
-    norm = _norm(_gradients(parameters), dtype) if norm is None else norm
+    norm = gradient_norm(parameters, dtype) if norm is None else norm
     if norm.device.type == "cpu":  # to look costs nothing here, and most steps need no clipping
         value = norm.item()
         if math.isfinite(value) and value + 1e-6 > max_norm:
@@ -71,7 +73,7 @@ def _gradients(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
             p.grad = p.grad.coalesce()
             found.append(p.grad._values())
         else:
-            found.append(p.grad)
+            found.append(own_share(p.grad))
     return found
 
 

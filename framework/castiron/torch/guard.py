@@ -19,6 +19,7 @@ from castiron.policy.sections import GuardTarget
 from castiron.torch.activations import ActivationWatch
 from castiron.torch.dtypes import NARROW
 from castiron.torch.scaling_kernels import multiply_and_check
+from castiron.torch.shares import own_share
 from castiron.training.held import Verdict
 
 UPDATED: frozenset[GuardTarget] = frozenset({"parameters", "optimizer"})
@@ -226,6 +227,6 @@ def _any(flags: list[Tensor]) -> Tensor:
 def _values(tensor: Tensor) -> Tensor:
     """The numbers of a tensor, those stored where it is sparse."""
     if not tensor.is_sparse:
-        return tensor
+        return own_share(tensor)
     tensor = tensor.detach()
     return tensor._values() if tensor.is_coalesced() else tensor.coalesce()._values()

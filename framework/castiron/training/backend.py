@@ -9,11 +9,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from castiron.diagnostics import ConfigError, Finding, Place, finding
+from castiron.training.ranks import Alone, Peers, Rank
 
 if TYPE_CHECKING:
     from castiron.data import DataReport
@@ -113,6 +115,8 @@ class Job:
     on_mismatch: OnMismatch = "refuse"
     """What is done where a checkpoint's tensors have other formats than the policy declares."""
     reporter: Reporter = field(default_factory=Silent)
+    peers: Peers = field(default_factory=Alone)
+    """The processes that train it together. Of several, only rank 0 writes into the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +236,17 @@ class Backend(Protocol):
 
     def fit(self, job: Job) -> Outcome:
         """Train. Ctrl-C and SIGTERM leave a resumable checkpoint and come back as an outcome."""
+
+    def peers(self, here: Rank, timeout: float) -> AbstractContextManager[Peers]:
+        """The processes that train together, connected; `fit` of a job with them is called by each.
+
+        Args:
+            here: this process's place among them.
+            timeout: seconds that one waits for the others before it gives up (X831).
+
+        Raises:
+            ConfigError: this wing trains in one process only (X815).
+        """
 
     def evaluate(self, job: Job, splits: Sequence[Split] = ("test",)) -> dict[str, dict[str, float]]:
         """`{split: {metric: value}}` of `job.checkpoint`, in the run's own policy."""

@@ -75,7 +75,7 @@ class DataConfig(Section):
     read: ReadOptions = ReadOptions()
     """How the files are read."""
     batch_size: PositiveInt = 64
-    """Rows in a batch."""
+    """Rows in a batch, of each process where there are several."""
     bucket: bool = True
     """Put rows of similar length into one batch, where the recipe has rows of different lengths."""
 
@@ -178,9 +178,15 @@ class TrainerConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: cuda where there is one."""
     strategy: str = "auto"
-    """Lightning's name of a strategy for several devices (ddp, fsdp), or auto."""
+    """How several devices train together: ddp (each has the whole model), fsdp (each has a share of it);
+    auto: ddp."""
     devices: PositiveInt = 1
-    """Number of devices, or of processes on the CPU."""
+    """Number of devices on each machine, or of processes on the CPU. Each has batches of its own, of
+    data.batch_size rows."""
+    nodes: PositiveInt = 1
+    """Number of machines; more than one are started by torchrun or srun."""
+    timeout: PositiveFloat = 1800.0
+    """Seconds that one of several processes waits for the others before it gives up."""
     deterministic: bool = True
     """Use deterministic kernels only: the same run twice gives the same losses."""
     compile: bool = False

@@ -38,7 +38,7 @@ def prepare(job: Job, wanted: Sequence[str] = SPLITS) -> Prepared:
     """
     recipe = job.recipe(job.config)
     assets = job.run.assets
-    known = job.checkpoint is not None and (assets / _FITTED).exists()
+    known = (job.checkpoint is not None or job.peers.rank > 0) and (assets / _FITTED).exists()
     fitted = FittedMissing.load(assets / _FITTED) if known else None
     datasets = load_splits(job.config, recipe, assets / _DATA, wanted, fitted=fitted)
     if known:

@@ -1,0 +1,91 @@
+"""The processes of a training, connected by torch's own process group."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from torch import distributed
+
+from castiron.diagnostics import finding
+from castiron.training.ranks import STORE, PeerLost, Peers, Rank
+
+_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "timed out",
+    "timeout",
+    "connection refused",
+    "connection was likely closed",
+    "socket",
+    "broken pipe",
+)
+"""What the messages of a lost connection have in common (gloo raises a plain RuntimeError)."""
+
+
+class GroupPeers:
+    """Peers by way of the default process group."""
+
+    def __init__(self, here: Rank) -> None:
+        self.rank, self.world = here.rank, here.world
+
+    def gather(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.world
+        with told_as_lost(self.rank):
+            distributed.all_gather_object(found, value)
+        return found
+
+
+@contextlib.contextmanager
+def connected(here: Rank, timeout: float) -> Iterator[Peers]:
+    """Connect with the others; wait for them at most `timeout` seconds, now and at each exchange.
+
+    On a machine with GPUs what lies on them goes by nccl, all else by gloo.
+
+    Raises:
+        PeerLost: one of them has not come (X831).
+    """
+    if here.by == "srun":
+        slurm = SLURMEnvironment(auto_requeue=False)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
+    store = os.environ.get(STORE)
+    with told_as_lost(here.rank):
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            init_method=f"file://{store}" if store else "env://",
+            rank=here.rank,
+            world_size=here.world,
+            timeout=timedelta(seconds=timeout),
+        )
+    yield GroupPeers(here)
+    # Not after an error: others may be gone, and the group would wait for them.
+    distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def told_as_lost(rank: int) -> Iterator[None]:
+    """Says of a failed exchange that a process was lost (X831)."""
+    try:
+        yield
+    except (RuntimeError, OSError) as e:
+        text = str(e)
+        network = isinstance(e, distributed.DistError)
+        if not network and not any(word in text.lower() for word in _LOST):
+            raise
+        slow = "timed out" in text.lower() or "timeout" in text.lower()
+        raise PeerLost(
+            finding(
+                "X831",
+                f"Rank {rank} "
+                + ("got no answer from another process in time." if slow else "lost another process."),
+                received=text.partition("\n")[0][:300],
+                remedy="Look at what ended it, or raise trainer.timeout; then go on with castiron train "
+                "--resume RUN.",
+                rank=rank,
+            )
+        ) from e
