@@ -1,7 +1,8 @@
 """Sphinx extension: writes the reference pages from the source they describe, at every build.
 
 The policy and the config from their models, the rules from the catalogue, the presets and number formats from
-their tables, the commands from the command line itself. Nothing of it is committed, so nothing can drift.
+their tables, the commands from the command line itself, the API from its source (`castiron_api`). Nothing of
+it is committed, so nothing can drift.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from castiron_api import api
 from pydantic import BaseModel, TypeAdapter
 
 from castiron.cli.main import app as commands
@@ -66,6 +68,7 @@ def pages() -> dict[str, str]:
         "formats": formats(),
         "commands": command_line(),
     }
+    made |= {f"api/{name}": text for name, text in api().items()}
     rules = {"index": rules_index(), **{code: rule_page(rule) for code, rule in RULES.items()}}
     return {f"{REFERENCE}/{name}.md": text for name, text in made.items()} | {
         f"{OF_RULES}/{name}.md": text for name, text in rules.items()

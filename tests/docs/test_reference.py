@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ REFERENCE = "reference/generated/"
 
 @pytest.fixture(scope="module")
 def reference() -> Any:
+    sys.path.insert(0, str(ROOT / "docs" / "_ext"))
     spec = importlib.util.spec_from_file_location(
         "castiron_reference", ROOT / "docs/_ext/castiron_reference.py"
     )
@@ -85,6 +87,25 @@ def test_every_command_is_there(pages: dict[str, str]) -> None:
     for name in names:
         assert f"\n## castiron {name}\n" in pages[REFERENCE + "commands.md"]
     assert "--resume" in pages[REFERENCE + "commands.md"]
+
+
+def test_every_public_name_has_a_section(pages: dict[str, str]) -> None:
+    import castiron.lightning
+    import castiron.policy
+    import castiron.torch
+    import castiron.training
+
+    for package in (castiron, castiron.lightning, castiron.policy, castiron.torch, castiron.training):
+        text = pages[f"{REFERENCE}api/{package.__name__}.md"]
+        sections = text.split("\n## ")
+        names = [name for name in package.__all__ if not name.startswith("__")]
+        assert [s.partition("\n")[0] for s in sections[1:]] == names
+        for section in sections[1:]:
+            assert len(section.splitlines()) > 4, section
+    trainer = pages[f"{REFERENCE}api/castiron.lightning.md"].split("\n## Trainer\n")[1]
+    assert "policy: PrecisionPolicy | str | Mapping[str, Any] = 'float32'," in trainer
+    assert "a policy, a preset's name, a short string, or a mapping." in trainer
+    assert "def enforce(" in pages[f"{REFERENCE}api/castiron.keras.md"]
 
 
 def test_pages_that_are_no_more_are_removed(reference: Any, tmp_path: Path) -> None:
