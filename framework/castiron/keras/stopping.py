@@ -11,13 +11,17 @@ Reason = Literal["interrupted", "stopped"]
 
 
 class GracefulStop:
-    """Notes Ctrl-C and SIGTERM; the loop asks after each step.
+    """Notes Ctrl-C, SIGTERM and SIGUSR1; the loop asks after each step.
 
     A second Ctrl-C does not wait: it raises `KeyboardInterrupt` where training stands. Signal handlers are
     installed within `with` only, and only in the main thread (elsewhere Python allows none).
     """
 
-    _REASONS: dict[int, Reason] = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped"}
+    _REASONS: dict[int, Reason] = {
+        signal.SIGINT: "interrupted",
+        signal.SIGTERM: "stopped",
+        signal.SIGUSR1: "stopped",  # what Slurm is commonly asked to send before time is up
+    }
 
     def __init__(self) -> None:
         self.asked: Reason | None = None
