@@ -8,8 +8,7 @@ with transaction(model, optimizer, "float32", schedulers=[schedule], clip_norm=1
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.optim import Optimizer
 
 from castiron.diagnostics import Finding
 from castiron.policy import Plan, PrecisionPolicy, resolve
+from castiron.torch.attempt import Attempt, Losses, Result, StepOutcome, Turn
 from castiron.torch.capability import device_capability
 from castiron.torch.clipping import clip_by_norm, gradient_norm
 from castiron.torch.dtypes import torch_dtype
@@ -36,10 +36,6 @@ from castiron.torch.switches import matmul_switches
 from castiron.torch.updates import guard_updates
 from castiron.training.held import Origin, Verdict
 from castiron.training.incident import Incident
-
-LossOf = Callable[[Any], Tensor]
-"""Batch → scalar loss: forward pass and loss, nothing else."""
-Losses = LossOf | Mapping[Optimizer, LossOf]
 
 
 @contextlib.contextmanager
@@ -101,74 +97,6 @@ def transaction(
             step.close()
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """Optimizers that step together, on one loss."""
-
-    optimizers: tuple[Optimizer, ...]
-    loss_of: LossOf
-
-
-class StepOutcome:
-    """What became of a step. To ask for more than the loss waits for the device where the verdict is late."""
-
-    def __init__(self, settle: Callable[[], None]) -> None:
-        self._settle = settle
-        self._result: _Result | None = None
-        self.losses: tuple[Tensor, ...] = ()
-        """One loss per optimizer in turn, detached, 0-dim, on the device: means over the micro-batches."""
-
-    @property
-    def loss(self) -> Tensor:
-        """The loss, detached, 0-dim, on the device; of the last optimizer in turn."""
-        return self.losses[-1]
-
-    @property
-    def committed(self) -> bool:
-        """Whether the step was applied."""
-        return self._known().committed
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the guard saw."""
-        return self._known().verdict
-
-    @property
-    def skipped(self) -> str | None:
-        """Why an expected overflow was held; None otherwise."""
-        return self._known().skipped
-
-    @property
-    def finding(self) -> Finding | None:
-        """What is to blame where the step was held for more than that."""
-        return self._known().finding
-
-    def _known(self) -> _Result:
-        if self._result is None:
-            self._settle()
-        assert self._result is not None
-        return self._result
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    committed: bool
-    verdict: Verdict
-    skipped: str | None = None
-    finding: Finding | None = None
-
-
-class _Attempt:
-    """A step, from its begin until it is settled."""
-
-    def __init__(
-        self, turns: list[_Turn], batches: list[Any], snapshots: list[Snapshot], outcome: StepOutcome
-    ) -> None:
-        self.turns, self.batches, self.snapshots, self.outcome = turns, batches, snapshots, outcome
-        self.scale: list[Tensor] = []
-        self.reading: LateVerdict | None = None
-
-
 class Transaction:
     """`step` of a `transaction`: call it with a loss and a batch. Made by `transaction`."""
 
@@ -212,7 +140,7 @@ class Transaction:
         """Parameters that no optimizer has: a gradient of theirs would stay."""
         self._late = self._may_be_late(late)
         self._snapshots: dict[tuple[int, int], list[Snapshot]] = {}
-        self._pending: _Attempt | None = None
+        self._pending: Attempt | None = None
         self._tried = 0
         self._checked_loss = False
         self._norm: Tensor | None = None
@@ -248,7 +176,7 @@ class Transaction:
             raise ValueError("Expected one batch or more. Received none.")
         outcome = StepOutcome(self.settle)
         cast = [self._cast(batch) for batch in batches]
-        attempt = _Attempt(turns, cast, self._snapshots_of(len(turns)), outcome)
+        attempt = Attempt(turns, cast, self._snapshots_of(len(turns)), outcome)
         self._tried += 1
         every = self._policy.guard.every
         if every > 1 and self._tried % every != 1 and not self._scaler.active:
@@ -271,7 +199,7 @@ class Transaction:
         pending, self._pending = self._pending, None
         if pending is not None and pending.reading is not None:
             if pending.reading.read():
-                pending.outcome._result = _Result(False, Verdict(True))
+                pending.outcome.result = Result(False, Verdict(True))
                 self._undo(pending)
             else:
                 self._commit(pending)
@@ -279,7 +207,7 @@ class Transaction:
 
     # --- a step whose verdict is asked for at once -------------------------------------------------
 
-    def _run(self, attempt: _Attempt, *, suspected: bool = False) -> None:
+    def _run(self, attempt: Attempt, *, suspected: bool = False) -> None:
         """Compute, judge, and apply or hold. `suspected`: a first run of it was bad, so that it is held even
         where this one is good."""
         attempt.snapshots[0].take()
@@ -313,7 +241,7 @@ class Transaction:
             self._scaler.update()
             self._commit(attempt)
 
-    def _compute(self, turn: _Turn, attempt: _Attempt) -> None:
+    def _compute(self, turn: Turn, attempt: Attempt) -> None:
         """Losses and gradients of one turn, unscaled."""
         self._drop_gradients()
         self._guard.begin()
@@ -345,9 +273,9 @@ class Transaction:
         mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         attempt.outcome.losses += (mean,)
 
-    def _commit(self, attempt: _Attempt) -> None:
+    def _commit(self, attempt: Attempt) -> None:
         self.committed += 1
-        attempt.outcome._result = _Result(True, Verdict(False))
+        attempt.outcome.result = Result(True, Verdict(False))
         for schedule in self._schedulers:
             schedule.step()
         for average in self._averages:
@@ -356,7 +284,7 @@ class Transaction:
             else:
                 average.update()
 
-    def _hold(self, attempt: _Attempt, number: int, verdict: Verdict) -> None:
+    def _hold(self, attempt: Attempt, number: int, verdict: Verdict) -> None:
         """Nothing of the step stays; then the policy's response."""
         scale = self._scaler.get_scale()
         expected = is_expected(verdict, self._scaler)
@@ -369,10 +297,10 @@ class Transaction:
         if expected:
             self.overflows += 1
             reason = f"gradients overflowed under a loss scale of {scale:g}"
-            attempt.outcome._result = _Result(False, verdict, skipped=reason)
+            attempt.outcome.result = Result(False, verdict, skipped=reason)
             attempt.snapshots[0].restore()
             return
-        attempt.outcome._result = _Result(False, verdict)  # known also where the response is to raise
+        attempt.outcome.result = Result(False, verdict)  # known also where the response is to raise
         turn, snapshot = attempt.turns[number], attempt.snapshots[number]
         snapshot.restore()
         replay = ReplayStep(
@@ -391,16 +319,16 @@ class Transaction:
             self._drop_gradients()
             attempt.snapshots[0].restore()
         self.findings.append(blame)
-        attempt.outcome._result = _Result(False, verdict, finding=blame)
+        attempt.outcome.result = Result(False, verdict, finding=blame)
 
-    def _again(self, turn: _Turn, batch: Any, factor: float) -> Tensor:
+    def _again(self, turn: Turn, batch: Any, factor: float) -> Tensor:
         with self._precision.forward_context():
             loss = turn.loss_of(batch)
         with self._precision.backward_context():
             (loss * factor).backward()
         return loss
 
-    def _undo(self, attempt: _Attempt) -> None:
+    def _undo(self, attempt: Attempt) -> None:
         self._drop_gradients()
         self._guard.end()
         self._scaler.discard()
@@ -408,7 +336,7 @@ class Transaction:
             tensor.copy_(kept)
         attempt.snapshots[0].restore()
 
-    def _unwatched(self, attempt: _Attempt) -> None:
+    def _unwatched(self, attempt: Attempt) -> None:
         """A step between two that the guard looks at (`guard.every`)."""
         for turn in attempt.turns:
             self._compute(turn, attempt)
@@ -419,7 +347,7 @@ class Transaction:
 
     # --- a step whose verdict is asked for during the next one -------------------------------------
 
-    def _try_late(self, attempt: _Attempt) -> bool:
+    def _try_late(self, attempt: Attempt) -> bool:
         """Queue the step; False where the one before turned out bad, and nothing of this one counts.
 
         The verdict stays on the device and keeps the fused optimizers from changing anything. No optimizer is
@@ -479,15 +407,15 @@ class Transaction:
 
     # --- parts -------------------------------------------------------------------------------------
 
-    def _turns(self, losses: Losses) -> list[_Turn]:
+    def _turns(self, losses: Losses) -> list[Turn]:
         if not isinstance(losses, Mapping):
-            return [_Turn(self._optimizers, losses)]
+            return [Turn(self._optimizers, losses)]
         if set(losses) != set(self._optimizers):
             raise ValueError(
                 f"Expected a loss for each of the {len(self._optimizers)} optimizers. "
                 f"Received {len(losses)}, for {', '.join(type(o).__name__ for o in losses) or 'none'}."
             )
-        return [_Turn((optimizer,), loss_of) for optimizer, loss_of in losses.items()]
+        return [Turn((optimizer,), loss_of) for optimizer, loss_of in losses.items()]
 
     def _snapshots_of(self, turns: int) -> list[Snapshot]:
         """One snapshot per turn; where verdicts are late, two steps in a row have their own."""
@@ -499,7 +427,7 @@ class Transaction:
             self._snapshots[key] = [first, *later]
         return self._snapshots[key]
 
-    def _clip(self, turn: _Turn) -> None:
+    def _clip(self, turn: Turn) -> None:
         if self._clip_norm is not None:
             dtype = torch_dtype(self._policy.accumulate)
             clip_by_norm(_parameters(turn), self._clip_norm, dtype, self._norm)
@@ -526,7 +454,7 @@ class Transaction:
         return possible and self._device.type == "cuda" if late is None else late
 
 
-def _parameters(turn: _Turn) -> list[nn.Parameter]:
+def _parameters(turn: Turn) -> list[nn.Parameter]:
     return [p for o in turn.optimizers for group in o.param_groups for p in group["params"]]
 
 
