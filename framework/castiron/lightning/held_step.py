@@ -23,7 +23,7 @@ def can_replay(trainer: pl.Trainer) -> bool:
     """Whether a process can run a step by itself: not where layers or statistics are spread over several."""
     strategy = trainer.strategy
     if isinstance(strategy, Sharded):
-        return False
+        return isinstance(trainer.lightning_module, RecipeModule)  # of which a whole one can be made
     if isinstance(strategy, SingleDeviceStrategy):
         return True
     module = trainer.lightning_module
@@ -38,7 +38,7 @@ def replay_step(
     verdict: Verdict,
     restore: Callable[[], None],
 ) -> ReplayStep:
-    """A held step of a trainer.
+    """A held step of a trainer. Of several processes all have to call it.
 
     Args:
         batches: its micro-batches, as the module got them.
@@ -48,6 +48,10 @@ def replay_step(
     """
     module = trainer.lightning_module
     plugin = trainer.precision_plugin
+    optimizers = trainer.optimizers
+    if isinstance(trainer.strategy, Sharded) and isinstance(module, RecipeModule):
+        module, plugin, restore = _whole(trainer, module, restore)
+        optimizers = []
     own = plugin if isinstance(plugin, PrecisionPlugin) else None
     share = trainer.accumulate_grad_batches
     scale = own.loss_scale() if own is not None else None
@@ -75,10 +79,32 @@ def replay_step(
         run=run,
         restore=restore,
         verdict=verdict,
-        optimizers=trainer.optimizers,
+        optimizers=optimizers,
         scale=scale or 1.0,
         policy=str(own.policy) if own is not None else "",
     )
+
+
+def _whole(
+    trainer: pl.Trainer, module: RecipeModule, restore: Callable[[], None]
+) -> tuple[RecipeModule, PrecisionPlugin, Callable[[], None]]:
+    """A model of its own for a process that has a share of the one that trains: with all parameters, under
+    the same plan. All processes have to call it."""
+    strategy, plugin = trainer.strategy, trainer.precision_plugin
+    assert isinstance(strategy, Sharded)
+    assert isinstance(plugin, PrecisionPlugin)
+    restore()
+    state = strategy.lightning_module_state_dict()
+    whole = RecipeModule(module.recipe, module.policy).to(strategy.root_device)
+    alone = PrecisionPlugin(plugin.policy)
+    alone.convert_module(whole)
+
+    def put_back() -> None:
+        restore()
+        whole.load_state_dict(state)
+
+    put_back()
+    return whole, alone, put_back
 
 
 def _index(module: pl.LightningModule, index: int) -> tuple[int, ...]:

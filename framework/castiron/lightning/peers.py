@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -67,6 +68,12 @@ def connected(here: Rank, timeout: float) -> Iterator[Peers]:
     distributed.destroy_process_group()
 
 
+def _first_sentence(text: str) -> str:
+    """What a message of gloo or nccl says, without where in its source it says it."""
+    line = text.partition("\n")[0]
+    return re.sub(r"^\[[^\]]*\]\s*", "", line).split(". ")[0].rstrip(".")[:200]
+
+
 @contextlib.contextmanager
 def told_as_lost(rank: int) -> Iterator[None]:
     """Says of a failed exchange that a process was lost (X831)."""
@@ -83,7 +90,7 @@ def told_as_lost(rank: int) -> Iterator[None]:
                 "X831",
                 f"Rank {rank} "
                 + ("got no answer from another process in time." if slow else "lost another process."),
-                received=text.partition("\n")[0][:300],
+                received=_first_sentence(text),
                 remedy="Look at what ended it, or raise trainer.timeout; then go on with castiron train "
                 "--resume RUN.",
                 rank=rank,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from castiron.diagnostics import CastironError, ConfigError, Finding, ManifestError, RunError, finding
+from castiron.training import processes
 from castiron.training.backend import Backend, Job, Outcome, Preview, Reporter, Silent, Status, load_backend
 from castiron.training.checkpoints import sweep, to_resume
 from castiron.training.config import RunConfig
 from castiron.training.config_file import LoadedConfig, configure, load_config, resolve_source
 from castiron.training.config_merge import Merged
 from castiron.training.environment import describe_environment
+from castiron.training.followed import FollowedRun
 from castiron.training.preemption import Preempted, preemptible
+from castiron.training.rank_facts import config_facts
+from castiron.training.ranks import PeerLost, alone, check_alike, check_world, rank_here, together, world_of
 from castiron.training.registry import recipe_file
 from castiron.training.run_directory import CONFIG, ENVIRONMENT, RunDirectory
 from castiron.training.yaml_reader import describe
@@ -36,6 +40,7 @@ CHANGEABLE = frozenset(
         "keep_best",
         "early_stopping",
         "threads",
+        "timeout",
     }
 )
 """Settings of `trainer` that may change when a run is resumed, beside all of `guard`; any other would make it
@@ -56,13 +61,11 @@ def train(
         CastironError: a mistake in config, data or names; the run's directory is removed again where nothing
             was trained.
     """
-    backend = load_backend(loaded.config.backend)
-    run = RunDirectory.create(Path(runs), loaded.recipe.name, name)
-    job = Job(
-        config=loaded.config, recipe=loaded.recipe, run=run, reporter=reporter or Silent(),
-        weights=weights, on_mismatch=on_mismatch,
-    )  # fmt: skip
-    return run, _fit(backend, job, loaded)
+
+    def begin() -> tuple[RunDirectory, Path | None]:
+        return RunDirectory.create(Path(runs), loaded.recipe.name, name), None
+
+    return _launch(loaded, begin, reporter or Silent(), weights=weights, on_mismatch=on_mismatch)
 
 
 def train_recipe(
@@ -102,20 +105,15 @@ def resume(
     file = source if source is not None and resolve_source(source).file else None
     loaded = load_config(file, overrides) if file else load_config(run.path / CONFIG, overrides)
     _same_run(before.config, loaded, run)
-    backend = load_backend(loaded.config.backend)
     reporter = reporter or Silent()
-    checkpoint = to_resume(run, lambda found: reporter.findings([found]))
-    if checkpoint is None:
-        reporter.say("The run has no checkpoint yet: it starts from its beginning.")
-    job = Job(
-        config=loaded.config,
-        recipe=loaded.recipe,
-        run=run,
-        checkpoint=checkpoint,
-        on_mismatch=on_mismatch,
-        reporter=reporter,
-    )
-    return run, _fit(backend, job, loaded, again=True)
+
+    def begin() -> tuple[RunDirectory, Path | None]:
+        checkpoint = to_resume(run, lambda found: reporter.findings([found]))
+        if checkpoint is None:
+            reporter.say("The run has no checkpoint yet: it starts from its beginning.")
+        return run, checkpoint
+
+    return _launch(loaded, begin, reporter, on_mismatch=on_mismatch, again=True)
 
 
 def preview(loaded: LoadedConfig, run: RunDirectory, reporter: Reporter | None = None) -> Preview:
@@ -134,19 +132,44 @@ def load_run(run: RunDirectory, overrides: Sequence[str] = ()) -> LoadedConfig:
     return load_config(run.path / CONFIG, overrides)
 
 
+def _launch(
+    loaded: LoadedConfig, begin: Callable[[], tuple[RunDirectory, Path | None]], reporter: Reporter, *,
+    weights: Path | None = None, on_mismatch: OnMismatch = "refuse", again: bool = False,
+) -> tuple[RunDirectory, Outcome]:  # fmt: skip
+    """Train, in this process, in several that were started with it, or in several that are started here.
+
+    Args:
+        begin: makes or finds the run, and says what it goes on from; called by the process that writes.
+    """
+    config, here = loaded.config, rank_here()
+    backend = load_backend(config.backend)
+    check_world(config, here)
+    with backend.peers(here, config.trainer.timeout) if here else alone() as peers:
+        check_alike(peers, "config", config_facts(config))
+        begun = together(peers, lambda: begin() if peers.rank == 0 else None)
+        where, checkpoint = peers.gather((begun[0].path.resolve(), begun[1]) if begun else None)[0]
+        run = begun[0] if begun else FollowedRun(where)
+        job = Job(
+            config=config, recipe=loaded.recipe, run=run, checkpoint=checkpoint, weights=weights,
+            on_mismatch=on_mismatch, reporter=reporter if peers.rank == 0 else Silent(), peers=peers,
+        )  # fmt: skip
+        return run, _fit(backend, job, loaded, again=again)
+
+
 def _fit(backend: Backend, job: Job, loaded: LoadedConfig, *, again: bool = False) -> Outcome:
     started = time.perf_counter()
     run = job.run
     try:
         with preemptible(), run.claimed(), loaded.placing():
-            sweep(run)
+            if job.peers.rank == 0:
+                sweep(run)
             if again and job.checkpoint is None:
                 run.trim_metrics(-1)
             before = {name: run.read_bytes(name) for name in (CONFIG, ENVIRONMENT)}
             run.write_config(job.config)
             run.write_json(ENVIRONMENT, describe_environment(recipe_file(job.recipe)))
             try:
-                outcome = backend.fit(job)
+                outcome = _train(backend, job)
             except ManifestError:
                 # Refused before anything was loaded: the run is left as it was found.
                 for name, content in before.items():
@@ -156,7 +179,7 @@ def _fit(backend: Backend, job: Job, loaded: LoadedConfig, *, again: bool = Fals
         if _is_lock(e) or (again and isinstance(e, ManifestError)):
             raise
         if again or not run.discard_if_unused():
-            _fail(run, job, str(e), time.perf_counter() - started, e.findings)
+            _fail(run, job, str(e), time.perf_counter() - started, e.findings, lost=isinstance(e, PeerLost))
         raise
     except Preempted as e:
         outcome = _ended(run, "stopped", started, f"{e} came while no step was under way.")
@@ -168,16 +191,24 @@ def _fit(backend: Backend, job: Job, loaded: LoadedConfig, *, again: bool = Fals
     finally:
         job.reporter.end()
         run.close()
-    run.write_summary(outcome, job.config)
+    run.write_summary(outcome, job.config)  # which does nothing on other ranks than the first
     return outcome
 
 
+def _train(backend: Backend, job: Job) -> Outcome:
+    """In this process, or in as many as the config asks for and nobody has started."""
+    if job.peers.world == 1 and world_of(job.config) > 1 and job.config.backend == "torch":
+        return processes.fit(job)
+    return backend.fit(job)
+
+
 def _fail(
-    run: RunDirectory, job: Job, message: str, duration_s: float, findings: Sequence[Finding] = ()
-) -> None:
-    if run.path.is_dir():
+    run: RunDirectory, job: Job, message: str, duration_s: float, findings: Sequence[Finding] = (),
+    *, lost: bool = False,
+) -> None:  # fmt: skip
+    if run.path.is_dir() and job.peers.rank == 0:
         outcome = Outcome(
-            status="failed",
+            status="stopped" if lost else "failed",
             steps=_steps(run),
             duration_s=duration_s,
             message=message,

@@ -21,6 +21,7 @@ from typing import Any
 from castiron.diagnostics import CastironError, finding
 from castiron.training.backend import Job, Outcome, Reporter
 from castiron.training.environment import cpus_usable
+from castiron.training.preemption import Preempted
 from castiron.training.ranks import STORE, PeerLost, world_of
 
 GRACE_S = 10.0
@@ -194,8 +195,11 @@ def _conclude(workers: list[_Worker], job: Job) -> Outcome:
         raise RuntimeError(f"rank {bugs[0].rank} failed:\n{_content(bugs[0])}")
     if refused:
         raise _content(refused[0])
-    if any(w.said is not None and w.said[0] == "interrupted" for w in workers):
-        raise KeyboardInterrupt
+    for worker in workers:
+        if worker.said is not None and worker.said[0] == "preempted":
+            raise Preempted(_content(worker))
+        if worker.said is not None and worker.said[0] == "interrupted":
+            raise KeyboardInterrupt
     outcome: Outcome = _content(workers[0])
     return outcome
 

@@ -192,7 +192,7 @@ def check_alike(peers: Peers, what: str, facts: Mapping[str, Any]) -> None:
         finding(
             "X830",
             f"Rank {rank} has another '{name}' than rank 0 ({what}).",
-            place=Place(key=name),
+            place=Place(key=name if what == "config" else None),
             expected=f"{expected} (rank 0)",
             received=f"{received} (rank {rank})",
             rank=rank,

@@ -17,6 +17,7 @@ from castiron.diagnostics import CastironError
 from castiron.training.backend import Job, Outcome, Silent, load_backend
 from castiron.training.followed import FollowedRun
 from castiron.training.launch import load_run
+from castiron.training.preemption import Preempted, preemptible
 from castiron.training.processes import Relay, Task
 from castiron.training.ranks import check_world, rank_here
 from castiron.training.run_directory import RunDirectory
@@ -31,10 +32,13 @@ def main(descriptor: int) -> int:
     said: str
     content: Any
     try:
-        said, content = "outcome", _fit(task, connection)
+        with preemptible():
+            said, content = "outcome", _fit(task, connection)
         code = 0
     except CastironError as e:
         said, content = "error", e
+    except Preempted as e:
+        said, content = "preempted", str(e)
     except KeyboardInterrupt:
         said, content = "interrupted", None
     except BaseException:
