@@ -12,6 +12,7 @@ import typer
 from castiron.cli import (
     audit,
     board,
+    compare,
     configs,
     convert,
     data,
@@ -77,6 +78,7 @@ for name, command in (
     ("report", report.report),
     ("health", health.health),
     ("suggest", suggest.suggest),
+    ("compare", compare.compare),
     ("validate", validate.validate),
     ("audit", audit.audit),
     ("verify", audit.verify),

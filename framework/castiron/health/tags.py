@@ -187,6 +187,21 @@ def figure(name: str, says: str) -> Tag:
     return _tag("Health", name, says=says)
 
 
+def difference(kind: str, layer: str) -> Tag:
+    """How far a layer lies from that of the widest policy (`castiron compare`)."""
+    return _tag(
+        "Health",
+        f"difference of {kind}",
+        layer or "(model)",
+        says="L2 norm of the difference from the widest policy, relative to its own; on the same batch, each "
+        "with its own weights of that step.",
+    )
+
+
+def compared() -> Tag:
+    return _tag("Health", "compared", says="Policies side by side, and where each parts from the widest.")
+
+
 def advice() -> Tag:
     return _tag("Health", "advice", says="What the ranges foretell, and what to do about it.")
 

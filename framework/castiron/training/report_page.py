@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from castiron.diagnostics.html import report_fragment
@@ -43,17 +43,22 @@ def as_html(report: RunReport) -> str:
         "Health": _health(report),
         "Incidents": "".join(f"<pre>{escape(incident_text(i, p))}</pre>" for i, p in report.incidents)
         or "<p>None: no step was held.</p>",
-        "Environment": _table((), environment_rows(report.environment)),
+        "Environment": table((), environment_rows(report.environment)),
         "Config": f"<pre>{escape(report.config)}</pre>" if report.config else "",
     }
+    return page(report.name, "".join(parts), sections)
+
+
+def page(title: str, head: str, sections: Mapping[str, str]) -> str:
+    """A page that needs nothing else: what stands first, and sections with links to them."""
     links = " ".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)
-    parts.append(f"<nav>{links}</nav>")
+    parts = [head, f"<nav>{links}</nav>"]
     for name, body in sections.items():
         parts.append(f'<h2 id="{name.lower()}">{name}</h2>{body or "<p>The run has no record of it.</p>"}')
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.name)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}"
         "</body></html>\n"
     )
 
@@ -67,7 +72,7 @@ def _plan(report: RunReport) -> str:
         for r in report.plan.layers()
     ]  # fmt: skip
     head = ("layer", "type", "param", "compute", "output", "parameters", "why")
-    return f"<p>{escape(report.plan.brief())}</p>" + _table(head, rows)
+    return f"<p>{escape(report.plan.brief())}</p>" + table(head, rows)
 
 
 def _audit(report: RunReport) -> str:
@@ -92,13 +97,13 @@ def _health(report: RunReport) -> str:
     if report.advice:
         head = ("step", "code", "what", "remedy")
         rows = [(f"{step:,}", f"{f.severity} {f.code}", f.sentence(), f.remedy) for step, f in report.advice]
-        parts.append(_table(head, rows))
+        parts.append(table(head, rows))
     if not report.snapshots:
         return "".join(parts)
     if not report.advice:
         parts.append("<p>Nothing to warn of.</p>")
     parts += [f"<p>{escape(f.sentence())}</p>" for f in report.what_if()]
-    parts += [_table(HEALTH, health_rows(report.snapshots)), _table(UPDATES, report.update_rows())]
+    parts += [table(HEALTH, health_rows(report.snapshots)), table(UPDATES, report.update_rows())]
     parts += [canvas.svg() for canvas in _figures(report.snapshots)]
     return "".join(parts)
 
@@ -115,7 +120,8 @@ def _figures(snapshots: Sequence[Snapshot]) -> list[Canvas]:
     return made
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A `<table>` of texts; nothing where there are no rows."""
     if not rows:
         return ""
     top = "".join(f"<th>{escape(h)}</th>" for h in head)
