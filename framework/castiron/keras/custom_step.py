@@ -11,7 +11,7 @@ import tensorflow as tf
 from castiron.diagnostics import ConfigError, Place, finding
 from castiron.keras.guard import all_finite
 from castiron.keras.snapshot import Snapshot
-from castiron.keras.transaction import StepCore
+from castiron.keras.step import StepCore
 
 
 class CustomStep:

@@ -28,7 +28,7 @@ from castiron.keras.replicas import each_of, first_of, kept_apart, replicas_of, 
 from castiron.keras.responding import Restore, RollbackPoints, carry_out, check_rate
 from castiron.keras.scaling import make_scaler
 from castiron.keras.snapshot import Snapshot, volatile_variables
-from castiron.keras.transaction import StepCore, check_watch
+from castiron.keras.step import StepCore, check_watch
 from castiron.keras.updates import Updates
 from castiron.policy import Plan, PrecisionPolicy, resolve
 from castiron.training.held import Verdict, describe_held

@@ -10,7 +10,7 @@ from castiron.diagnostics import Finding, NumericIncident
 from castiron.keras.replay import ReplayStep, attribute
 from castiron.keras.replay.pipeline import blame_pipeline
 from castiron.keras.responding import Actions, carry_out, check_response
-from castiron.keras.transaction import Forward, StepCore
+from castiron.keras.step import Forward, StepCore
 from castiron.policy import Plan
 from castiron.training.held import Origin, Verdict, describe_held, incident_of
 from castiron.training.incident import Incident

@@ -19,7 +19,7 @@ from castiron.keras.modules import describe
 from castiron.keras.optimizers import Schedule, build_optimizer, coupled_decay
 from castiron.keras.precision import apply
 from castiron.keras.scaling import make_scaler
-from castiron.keras.transaction import StepCore
+from castiron.keras.step import StepCore
 from castiron.keras.updates import Updates
 from castiron.policy import Plan, resolve
 from castiron.training.recipe import Recipe

@@ -19,7 +19,7 @@ from castiron.keras.inputs import cast_inputs
 from castiron.keras.module import RecipeModel
 from castiron.keras.replay import ReplayStep, attribute
 from castiron.keras.session import session
-from castiron.keras.transaction import Forward, StepCore
+from castiron.keras.step import Forward, StepCore
 from castiron.policy import PrecisionPolicy
 from castiron.training.backend import Remedies, Replayed, Tried
 from castiron.training.config import RunConfig

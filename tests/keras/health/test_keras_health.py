@@ -18,7 +18,7 @@ from castiron.keras.modules import describe
 from castiron.keras.optimizers import BiasCorrectedAdam
 from castiron.keras.precision import apply
 from castiron.keras.scaling import make_scaler
-from castiron.keras.transaction import StepCore
+from castiron.keras.step import StepCore
 from castiron.keras.updates import Updates
 from castiron.policy import PrecisionPolicy, resolve
 

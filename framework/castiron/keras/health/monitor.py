@@ -16,7 +16,7 @@ from castiron.health.statistics import WHAT_IF, Statistics, measure
 from castiron.keras.health.measure import read
 from castiron.keras.health.watch import Key, Watch
 from castiron.keras.optimizers import BiasCorrectedAdam
-from castiron.keras.transaction import StepCore
+from castiron.keras.step import StepCore
 from castiron.policy import PrecisionPolicy
 from castiron.policy.sections import DynamicScaling
 

@@ -14,7 +14,7 @@ from castiron.health.snapshot import Kind
 from castiron.keras.dtypes import dtype_name, is_float
 from castiron.keras.health.measure import Group, measured, peak
 from castiron.keras.modules import children, family, own_variables, stored_dtype, walk
-from castiron.keras.transaction import StepCore
+from castiron.keras.step import StepCore
 
 L: Any = keras.layers
 SAMPLE = 2048
