@@ -15,7 +15,7 @@ from pyarrow import csv
 
 from castiron.data.options import ReadOptions
 from castiron.data.readers.files import DataFile
-from castiron.data.readers.source import Block, Cells, FileColumns, Numbers, Texts, locate
+from castiron.data.readers.source import Block, Cells, Numbers, Source, Texts, locate
 from castiron.data.readers.text_blocks import TextBlock, check_utf8, text_blocks
 from castiron.data.schema import Column, Field, Schema
 from castiron.diagnostics import DataError, Finding, Place, finding
@@ -37,13 +37,11 @@ def spellings_of(field: Field, options: ReadOptions, *, text_file: bool) -> tupl
     return ("",) if text_file else ()
 
 
-class DelimitedSource:
+class DelimitedSource(Source):
     """One file of rows and cells."""
 
     unit = "line"
-    beside: tuple[DataFile, ...] = ()
     has_cells = True
-    rows: int | None = None
 
     def __init__(
         self,
@@ -54,11 +52,7 @@ class DelimitedSource:
         *,
         tabs: bool,
     ) -> None:
-        self.file = file
-        self.columns = FileColumns({}, [])
-        self._schema = schema
-        self._options = options
-        self._mapping = mapping
+        super().__init__(file, schema, options, mapping)
         self._whitespace = options.delimiter == "whitespace"
         self._delimiter = "\t" if self._whitespace or (tabs and options.delimiter is None) else ","
         if options.delimiter not in (None, "whitespace"):

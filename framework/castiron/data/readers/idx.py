@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from castiron.data.options import ReadOptions
 from castiron.data.readers.files import DataFile
-from castiron.data.readers.source import Block, Cells, FileColumns, Numbers, locate
-from castiron.data.schema import Column, Field, Schema
+from castiron.data.readers.source import Block, Cells, Numbers, Source, locate
+from castiron.data.schema import Field
 from castiron.diagnostics import DataError, Place, finding
 
 COLUMNS = ("image", "label")
@@ -27,27 +26,11 @@ _PIECE = 4 << 20
 """Bytes of one file read at a time."""
 
 
-class IdxSource:
+class IdxSource(Source):
     """Images, `…images-idx3-ubyte`, and where labels are asked for, `…labels-idx1-ubyte` beside them."""
 
-    unit = "row"
-    has_cells = False
-
-    def __init__(
-        self,
-        file: DataFile,
-        schema: Schema,
-        options: ReadOptions,
-        mapping: Mapping[str, tuple[Column, ...]],
-    ) -> None:
-        self.file = file
-        self.beside: tuple[DataFile, ...] = ()
-        self.columns = FileColumns({}, [])
-        self.rows: int | None = None
-        self._labels = labels_of(file.path)
-        self._options = options
-        self._schema = schema
-        self._mapping = mapping
+    def _prepare(self) -> None:
+        self._labels = labels_of(self.file.path)
 
     def blocks(self) -> Iterator[Block]:
         """The rows of both files in order.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -11,40 +11,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import json as arrow_json
 
-from castiron.data.options import ReadOptions
 from castiron.data.readers.delimited import numbers_of
-from castiron.data.readers.files import DataFile
 from castiron.data.readers.json_lines import JsonLines, Literal
 from castiron.data.readers.lists import flatten
-from castiron.data.readers.source import Block, Cells, FileColumns, Texts, locate
+from castiron.data.readers.source import Block, Cells, Source, Texts, locate
 from castiron.data.readers.text_blocks import check_utf8, text_blocks
-from castiron.data.schema import Column, Field, Schema
+from castiron.data.schema import Field
 from castiron.diagnostics import DataError, Finding, Place, finding
 from castiron.formats import number_format
 
 _INSIDE = 1 << 20
 
 
-class JsonLinesSource:
+class JsonLinesSource(Source):
     """One file of JSON objects."""
 
     unit = "line"
-    beside: tuple[DataFile, ...] = ()
-    has_cells = False
-    rows: int | None = None
 
-    def __init__(
-        self,
-        file: DataFile,
-        schema: Schema,
-        options: ReadOptions,
-        mapping: Mapping[str, tuple[Column, ...]],
-    ) -> None:
-        self.file = file
-        self.columns = FileColumns({}, [])
-        self._schema = schema
-        self._options = options
-        self._mapping = mapping
+    def _prepare(self) -> None:
         self._kinds: dict[str, pa.DataType] = {}
 
     def blocks(self) -> Iterator[Block]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pyarrow as pa
 
-from castiron.data.options import ReadOptions
-from castiron.data.readers.files import DataFile
-from castiron.data.readers.source import Block, Texts, locate
+from castiron.data.readers.source import Block, Source, Texts, locate
 from castiron.data.readers.text_blocks import row_too_long
-from castiron.data.schema import Column, Schema
 from castiron.diagnostics import DataError, Place, finding
 
 COLUMN = "text"
@@ -19,25 +16,15 @@ _PIECE = 1 << 20
 """Bytes read at a time."""
 
 
-class LinesSource:
+class LinesSource(Source):
     """One file of lines. A line ends with a line feed, alone or after a carriage return, and no other way."""
 
     unit = "line"
-    beside: tuple[DataFile, ...] = ()
-    has_cells = False
-    rows: int | None = None
 
-    def __init__(
-        self,
-        file: DataFile,
-        schema: Schema,
-        options: ReadOptions,
-        mapping: Mapping[str, tuple[Column, ...]],
-    ) -> None:
-        self.file = file
-        self.columns = locate(file.name, schema, mapping, [COLUMN], named=True)
-        self._encoding = options.encoding
-        self._largest = options.largest_row
+    def _prepare(self) -> None:
+        self.columns = locate(self.file.name, self._schema, self._mapping, [COLUMN], named=True)
+        self._encoding = self._options.encoding
+        self._largest = self._options.largest_row
 
     def blocks(self) -> Iterator[Block]:
         """The lines of the file in order.

@@ -14,11 +14,9 @@ from typing import IO, Any, cast
 import numpy as np
 import pyarrow as pa
 
-from castiron.data.options import ReadOptions
-from castiron.data.readers.files import DataFile
-from castiron.data.readers.source import Block, Cells, FileColumns, Located, Numbers, Texts, locate
+from castiron.data.readers.source import Block, Cells, Located, Numbers, Source, Texts, locate
 from castiron.data.readers.text_blocks import row_too_long
-from castiron.data.schema import Column, Field, Schema
+from castiron.data.schema import Field
 from castiron.diagnostics import DataError, Finding, Place, finding
 
 _PIECE = 4 << 20
@@ -30,26 +28,8 @@ _DAMAGE = (
 """What zipfile and numpy.lib.format raise on files that are broken (or locked by a password)."""
 
 
-class NpzSource:
+class NpzSource(Source):
     """One .npz file. Arrays are [rows, *shape]."""
-
-    unit = "row"
-    beside: tuple[DataFile, ...] = ()
-    has_cells = False
-    rows: int | None = None
-
-    def __init__(
-        self,
-        file: DataFile,
-        schema: Schema,
-        options: ReadOptions,
-        mapping: Mapping[str, tuple[Column, ...]],
-    ) -> None:
-        self.file = file
-        self.columns = FileColumns({}, [])
-        self._schema = schema
-        self._mapping = mapping
-        self._largest = options.largest_row
 
     def blocks(self) -> Iterator[Block]:
         """The rows of the file in order.
@@ -72,8 +52,8 @@ class NpzSource:
                     arrays[name] = _Member(stack.enter_context(archive.open(info)))
                 rows = self._check(arrays)
                 row_bytes = max(a.row_bytes for a in arrays.values())
-                if row_bytes > self._largest:
-                    raise row_too_long(self.file, None, self._largest)
+                if row_bytes > self._options.largest_row:
+                    raise row_too_long(self.file, None, self._options.largest_row)
                 step = max(1, _PIECE // max(1, row_bytes))
                 for start in range(0, rows, step):
                     count = min(step, rows - start)

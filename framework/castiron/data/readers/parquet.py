@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from castiron.data.options import ReadOptions
 from castiron.data.readers.delimited import numbers_of
-from castiron.data.readers.files import DataFile
 from castiron.data.readers.lists import flatten
-from castiron.data.readers.source import BadValue, Block, Cells, FileColumns, Texts, locate
-from castiron.data.schema import Column, Field, Schema
+from castiron.data.readers.source import BadValue, Block, Cells, Source, Texts, locate
+from castiron.data.schema import Field
 from castiron.diagnostics import DataError, Finding, Place, finding
 
 _BATCH = 1 << 16
 """Rows read at a time; twice as many where there is no text, of which a batch may hold 2 GiB at most."""
 
 
-class ParquetSource:
+class ParquetSource(Source):
     """One Parquet file."""
-
-    unit = "row"
-    beside: tuple[DataFile, ...] = ()
-    has_cells = False
-    rows: int | None = None
-
-    def __init__(
-        self,
-        file: DataFile,
-        schema: Schema,
-        options: ReadOptions,
-        mapping: Mapping[str, tuple[Column, ...]],
-    ) -> None:
-        self.file = file
-        self.columns = FileColumns({}, [])
-        self._schema = schema
-        self._mapping = mapping
 
     def blocks(self) -> Iterator[Block]:
         """The rows of the file in order.

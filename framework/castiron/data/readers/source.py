@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from castiron.data.options import ReadOptions
 from castiron.data.readers.files import DataFile
 from castiron.data.schema import Column, Field, Schema
 from castiron.diagnostics import DataError, Finding, Place, finding
@@ -93,21 +94,38 @@ class FileColumns:
     findings: list[Finding] = field(default_factory=list)
 
 
-class Source(Protocol):
+class Source(ABC):
     """A file that is being read."""
 
-    file: DataFile
-    beside: tuple[DataFile, ...]
-    """Files that hold other columns of the same rows."""
-    columns: FileColumns
-    unit: str
+    unit: str = "row"
     """What `Block.lines` counts: line or row."""
-    has_cells: bool
+    has_cells = False
     """Whether rows are made of cells in order, so that a cell has a number (CSV, TSV)."""
-    rows: int | None
+    beside: tuple[DataFile, ...] = ()
+    """Files that hold other columns of the same rows."""
+    rows: int | None = None
     """Rows of the file, where it says so before they are read."""
 
-    def blocks(self) -> Iterator[Block]: ...
+    def __init__(
+        self,
+        file: DataFile,
+        schema: Schema,
+        options: ReadOptions,
+        mapping: Mapping[str, tuple[Column, ...]],
+    ) -> None:
+        self.file = file
+        self.columns = FileColumns({}, [])
+        self._schema = schema
+        self._options = options
+        self._mapping = mapping
+        self._prepare()
+
+    def _prepare(self) -> None:  # noqa: B027 - most need nothing
+        """What a reader needs before it reads."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[Block]:
+        """The rows of the file in order."""
 
 
 def locate(
