@@ -1,13 +1,13 @@
 """What measuring numerical health costs the LSTM sentiment recipe, beside an A/A control.
 
-    python scripts/bench.py health [--steps 900] [--json FILE]
+    python scripts/bench.py health [--steps 1992] [--json FILE]
 
 One training, in turns of one step: measured, plain, plain again. Times are of the processor, so that what
 else the machine does counts for little. `share_at_defaults` adds up what the measurements of a run of so
 many steps take at `health.every`: those of everything, those that also ask what other formats would make of
-the values, and those of the largest magnitudes alone, each as often as in the run, and the figures and the
-table that are written at its end. `share_every_step` is `health.every: 1` with scalars
-(largest magnitudes) alone.
+the values, and those of the largest magnitudes alone, each as often as in the run, the figures that are
+drawn on the way, and those and the table that are written at its end. `share_every_step` is
+`health.every: 1` with scalars (largest magnitudes) alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from castiron.health.recorder import HealthRecorder
+from castiron.health.recorder import AGAIN, FIRST_FIGURES, HealthRecorder
 from castiron.health.snapshot import Snapshot
 from castiron.health.writer import EventWriter
 from castiron.lightning.loaders import TorchLoader
@@ -130,11 +130,13 @@ def measure(steps: int, overrides: list[str]) -> dict[str, float]:
                 seen[kind] = monitor.last
                 monitor.remove()
             recorder = HealthRecorder(bench.folder, writer)
-            for number, kind in enumerate(measurements(steps, bench.every)):
+            kinds_of_run = measurements(steps, bench.every)
+            for number, kind in enumerate(kinds_of_run):
                 recorder.add(seen[kind].at(1 + number * bench.every))
             start = time.process_time()
             recorder.close()
             extra["end"] = time.process_time() - start
+            extra["figures"] = drawing_of(recorder)
     step = statistics.mean(plain)
     share = expected(steps, bench.every, extra) / (steps * step)
     return {
@@ -142,10 +144,18 @@ def measure(steps: int, overrides: list[str]) -> dict[str, float]:
         **{f"{kind}_ms": 1e3 * seconds for kind, seconds in extra.items()},
         "every": bench.every,
         "share_at_defaults": share,
+        "share_of_900_steps": expected(900, bench.every, extra) / (900 * step),
         "share_of_10000_steps": expected(10_000, bench.every, extra) / (10_000 * step),
         "share_every_step": extra["peaks"] / step,
         "a_a": statistics.mean(again) / step - 1,
     }
+
+
+def drawing_of(recorder: HealthRecorder) -> float:
+    """Seconds that the figures take."""
+    start = time.process_time()
+    recorder.draw(again=True)
+    return time.process_time() - start
 
 
 def measurements(steps: int, every: int) -> list[str]:
@@ -157,12 +167,21 @@ def measurements(steps: int, every: int) -> list[str]:
 
 def expected(steps: int, every: int, extra: dict[str, float]) -> float:
     """Seconds that health takes of a run of so many steps."""
-    return sum(extra[kind] for kind in measurements(steps, every)) + extra["end"]
+    kinds = measurements(steps, every)
+    drawn, after = 0, FIRST_FIGURES
+    while after <= len(kinds):
+        drawn, after = drawn + 1, after * AGAIN
+    return sum(extra[kind] for kind in kinds) + drawn * extra["figures"] + extra["end"]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="bench.py health", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=900, help="steps of the run that shares are of")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=1992,
+        help="steps of the run that shares are of: the recipe's own, unless said",
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*", help="config keys, as `model.hidden=256`")
     given = parser.parse_args(argv)

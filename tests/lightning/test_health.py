@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import types
+from csv import DictReader
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ import lightning.pytorch as pl
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -128,8 +133,6 @@ def test_advice_reaches_people(tmp_path: Path, events: Any, caplog: pytest.LogCa
 
 
 def test_any_lightning_trainer_and_any_logger(tmp_path: Path) -> None:
-    from lightning.pytorch.loggers import CSVLogger
-
     logger = CSVLogger(tmp_path)
     health = NumericHealth({"preset": "float32", "health": {"every": 4}})
     trainer = pl.Trainer(
@@ -139,6 +142,63 @@ def test_any_lightning_trainer_and_any_logger(tmp_path: Path) -> None:
     trainer.fit(Lit(), rows())
     assert [s.step for s in read(logger.log_dir)] == [1, 5, 9, 13]
     assert "health/headroom/activations" in (Path(logger.log_dir) / "metrics.csv").read_text()
+
+
+class Passing(Logger):
+    """What MLflow's and W&B's loggers are to Lightning: a name, a version, and numbers by name and step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    @property
+    def name(self) -> str:
+        return "passing"
+
+    @property
+    def version(self) -> str:
+        return "0"
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["lightning", "castiron"])
+def test_several_loggers_get_the_same_figures(tmp_path: Path, ours: bool) -> None:
+    """Beside each other, in Lightning's own trainer and in castiron's; each under its own step."""
+    passing, csv = Passing(), CSVLogger(tmp_path / "csv")
+    settings: dict[str, Any] = {"logger": [passing, csv], "max_epochs": 1, "enable_checkpointing": False}
+    settings |= {"default_root_dir": tmp_path, "log_every_n_steps": 1, **QUIET}
+    policy = {"preset": "float32", "health": {"every": 4}}
+    if ours:
+        trainer: pl.Trainer = Trainer(policy=policy, **settings)
+    else:
+        trainer = pl.Trainer(
+            plugins=[PrecisionPlugin("float32")], callbacks=[NumericHealth(policy)], **settings
+        )
+    torch.manual_seed(0)
+    trainer.fit(Lit(), rows())
+    health = {step: {k: v for k, v in row.items() if k.startswith("health/")} for step, row in passing.rows}
+    told = {step: row for step, row in health.items() if row}
+    assert list(told) == [1, 5, 9, 13]
+    assert set(told[5]) == set(told[13]) == {"health/headroom/activations"}, "the largest magnitudes alone"
+    assert set(told[1]) == {
+        "health/headroom/activations",
+        "health/headroom/activation gradients",
+        "health/headroom/gradients",
+        "health/lost_updates",
+    }
+    assert all(isinstance(v, float) and math.isfinite(v) for row in told.values() for v in row.values())
+    with open(Path(csv.log_dir) / "metrics.csv", newline="") as file:
+        read_back = {int(r["step"]): r for r in DictReader(file) if r["health/headroom/activations"]}
+    assert {s: float(r["health/headroom/activations"]) for s, r in read_back.items()} == pytest.approx(
+        {s: r["health/headroom/activations"] for s, r in told.items()}
+    )
 
 
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:

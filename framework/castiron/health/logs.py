@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from castiron.health.snapshot import Kind, Snapshot
+from castiron.health.snapshot import Kind, Snapshot, headroom
 
 
 class ScalarLog(Protocol):
@@ -45,11 +45,13 @@ class CSVLog:
 
 
 def summary_of(snapshot: Snapshot) -> dict[str, float]:
-    """A few figures of a snapshot, for any logger: the worst over all layers."""
+    """A few figures of a snapshot, for any logger: the worst over all layers. A measurement of the largest
+    magnitudes alone has headroom alone."""
     values: dict[str, float] = {}
     kinds: tuple[Kind, ...] = ("activations", "activation gradients", "gradients", "parameters")
     for kind in kinds:
-        ups = [up for s in snapshot.kind(kind).values() if (up := s.headroom_up()) is not None]
+        tops = snapshot.largest(kind).values()
+        ups = [up for dtype, top in tops if (up := headroom(dtype, top)) is not None]
         if ups:
             values[f"health/headroom/{kind}"] = min(ups)
     if snapshot.updates:

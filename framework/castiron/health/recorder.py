@@ -23,6 +23,9 @@ ADVICE = "health.jsonl"
 """What was said in a run: a finding a line, with the step `at` which."""
 _CURVES = 16
 """Layers with curves of their own, at most; the table holds all."""
+FIRST_FIGURES, AGAIN = 32, 4
+"""Snapshots after which figures are drawn for the first time, and by what that grows from time to time: it
+takes as long as many measurements."""
 _HISTORY = 240
 """Snapshots that heatmaps are drawn from, at most: every second is dropped when there are more."""
 
@@ -67,7 +70,7 @@ class HealthRecorder:
         self._table = HealthTable(folder, resumed_at=resumed_at)
         self._history: list[Snapshot] = []
         self._kept = 0
-        self._stride, self._seen, self._drawn, self._next = 1, 0, 0, 16
+        self._stride, self._seen, self._drawn, self._next = 1, 0, 0, FIRST_FIGURES
         self._curves: dict[str, list[str]] = {}
         self._latest: dict[Kind, Snapshot] = {}
         self._last: Snapshot | None = None
@@ -88,8 +91,8 @@ class HealthRecorder:
         if snapshot.full:
             for kind in KINDS:
                 self._histogram(kind, snapshot)
-        if self._seen >= self._next:  # drawing takes as long as measuring many times
-            self._next *= 4
+        if self._seen >= self._next:
+            self._next *= AGAIN
             self.draw()
 
     def say(self, findings: Sequence[Finding], step: int) -> None:
@@ -107,10 +110,10 @@ class HealthRecorder:
             step,
         )
 
-    def draw(self) -> None:
-        """The figures, as of now."""
+    def draw(self, *, again: bool = False) -> None:
+        """The figures, as of now; `again` also where they are there already."""
         last = self._last
-        if self._writer is None or last is None or last.step == self._drawn:
+        if self._writer is None or last is None or (last.step == self._drawn and not again):
             return
         self._drawn = last.step
         shown: tuple[Kind, ...] = ("activations", "activation gradients", "parameters")

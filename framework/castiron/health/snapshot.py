@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -183,7 +184,12 @@ def headroom(dtype: str, largest: float) -> float | None:
     """Binades from a magnitude to the largest number of a format; None of zero."""
     if not largest:
         return None
-    return math.log2(number_format(dtype).max) - math.log2(largest) if math.isfinite(largest) else -1.0
+    return _end(dtype) - math.log2(largest) if math.isfinite(largest) else -1.0
+
+
+@functools.cache
+def _end(dtype: str) -> float:
+    return math.log2(number_format(dtype).max)
 
 
 def _first(s: Statistics) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,19 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from castiron.health.snapshot import BackwardCast
+from castiron.health.snapshot import BackwardCast, Kind
 from castiron.torch.dtypes import NARROW, dtype_name
 from castiron.torch.health.measure import Batch
 from castiron.torch.health.order import OrderWatch
 from castiron.torch.modules import RECURRENT, family
 
 _PASSING = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
-"""Layers that compute nothing: what they hand on is what the layer before them did."""
+"""Layers that compute nothing: what they hand on is what the layer before them did. So does dropout of one's
+own, by its name."""
 _STEPS = 1024
 """Calls of one layer in one forward pass whose level is kept."""
+_OUTPUTS = 16
+"""Tensors that one layer hands on, at most, whose largest magnitude is looked at."""
 _NODES = 20_000
 """Nodes of a backward graph that are looked at for casts."""
 
@@ -45,9 +48,9 @@ class Boundaries:
         self._recurrent = {n: m for n, m in _layers(model) if isinstance(m, RECURRENT)}
         layers = dict(_layers(model))
         within = {n: m for n, m in model.named_modules() if n not in layers and n}
-        self._hooks: list[tuple[nn.Module, _Seen]] = [
-            (m, _Seen(self, n)) for n, m in layers.items() if not isinstance(m, _PASSING)
-        ]
+        watched = [(n, m) for n, m in layers.items() if not _passes(m)]
+        self._hooks: list[tuple[nn.Module, _Seen]] = [(m, _Seen(self, n)) for n, m in watched]
+        self._peak_hooks = [(m, _Peak(self, n, m)) for n, m in watched]
         self._calls_of: list[tuple[nn.Module, _Seen]] = [(m, _Called(self, n)) for n, m in within.items()]
         self._handles: list[RemovableHandle] = []
 
@@ -55,7 +58,7 @@ class Boundaries:
         """What layers hand on from here on is measured into `batch`."""
         self.end()
         self.active, self._batch = True, batch
-        hooks = self._hooks if batch.peaks_only else self._hooks + self._calls_of
+        hooks = self._peak_hooks if batch.peaks_only else self._hooks + self._calls_of
         self._handles = [module.register_forward_hook(hook) for module, hook in hooks]
         self._calls, self._levels, self._dead = {}, {}, {}
 
@@ -82,18 +85,9 @@ class Boundaries:
         dead, self._dead = self._dead, {}
         return {name: (int(units.sum()), units.numel()) for name, units in dead.items()}
 
+    @torch.no_grad()
     def see(self, name: str, module: nn.Module, output: Any) -> None:
         """A layer hands this on."""
-        assert self._batch is not None
-        if not self._batch.peaks_only:
-            self._see(name, module, output)
-            return
-        for index, tensor in _floats(output):
-            if not tensor.is_sparse and tensor.numel():
-                self._batch.add_peak(("activations", f"{name}[{index}]" if index else name), tensor)
-
-    @torch.no_grad()
-    def _see(self, name: str, module: nn.Module, output: Any) -> None:
         calls = self._calls[name] = self._calls.get(name, 0) + 1
         tensors = [(i, t) for i, t in _floats(output) if t.numel() and not t.is_sparse]
         if not tensors:
@@ -118,6 +112,19 @@ class Boundaries:
             if tensor.requires_grad:
                 order = self.order if index == 0 and self._batch.formats else None
                 tensor.register_hook(_Gradient(self._batch, label, order, axis))
+
+    def see_peaks(self, keys: Sequence[tuple[Kind, str] | None], output: Any) -> None:
+        """A layer hands this on, of which the largest magnitude alone counts."""
+        batch = self._batch
+        assert batch is not None
+        if isinstance(output, Tensor):
+            found = [output] if output.is_floating_point() else []
+        else:
+            found = []
+            _visit(output, found)
+        for key, tensor in zip(keys, found, strict=False):
+            if key is not None and not tensor.is_sparse and tensor.numel():
+                batch.add_peak(key, tensor)
 
     @torch.no_grad()
     def see_call(self, name: str, output: Any) -> None:
@@ -190,6 +197,23 @@ class _Seen:
         return _Nothing, ()
 
 
+class _Peak(_Seen):
+    """The forward hook of one layer in a step that looks at the largest magnitudes alone."""
+
+    def __init__(self, boundaries: Boundaries, name: str, module: nn.Module) -> None:
+        super().__init__(boundaries, name)
+        self._keys: list[tuple[Kind, str] | None] = [
+            ("activations", f"{name}[{i}]" if i else name) for i in range(_OUTPUTS)
+        ]
+        if isinstance(module, nn.RNNBase) and module.num_layers == 1:
+            self._keys[1] = None  # the last states are among what it hands on
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling() and self._boundaries.active:
+            with unobserved():
+                self._boundaries.see_peaks(self._keys, output)
+
+
 class _Called(_Seen):
     """The forward hook of a module with layers inside."""
 
@@ -217,6 +241,10 @@ class _Gradient:
             self._batch.add(("activation gradients", self._label), [gradient])
             if self._order is not None and not gradient.is_sparse:
                 self._order.see(self._label, gradient, self._axis)
+
+
+def _passes(module: nn.Module) -> bool:
+    return isinstance(module, _PASSING) or type(module).__name__.endswith("Dropout")
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -73,6 +73,7 @@ class Batch:
     peaks_only: bool = False
     _samples: list[_Sample] = field(default_factory=list)
     _peaks: list[tuple[Any, torch.dtype, Tensor, Tensor]] = field(default_factory=list)
+    _known_peaks: list[tuple[Any, torch.dtype, float, float]] = field(default_factory=list)
     _done: dict[Any, Statistics] = field(default_factory=dict)
     _pending: dict[Any, Pending] = field(default_factory=dict)
 
@@ -102,7 +103,10 @@ class Batch:
         x = tensor.detach()
         dtype = x.dtype
         low, high = torch.aminmax(x if dtype.itemsize > 1 else x.float())
-        self._peaks.append((key, dtype, low, high))
+        if x.is_cpu:  # nothing to wait for
+            self._known_peaks.append((key, dtype, low.item(), high.item()))
+        else:
+            self._peaks.append((key, dtype, low, high))
 
     def take(self) -> dict[Any, Statistics]:
         """Everything measured so far, and start anew. Waits for the device."""
@@ -144,17 +148,22 @@ class Batch:
     def take_peaks(self) -> dict[Any, tuple[str, float]]:
         """Formats and largest magnitudes: infinite where an element is not finite. Waits for the device."""
         peaks, self._peaks = self._peaks, []
-        found: dict[Any, tuple[str, float]] = {}
+        ends, self._known_peaks = self._known_peaks, []
         for kind in {(p[2].dtype, p[2].device) for p in peaks}:  # one, mostly
             here = [p for p in peaks if (p[2].dtype, p[2].device) == kind]
-            ends = torch.stack([p[2] for p in here] + [p[3] for p in here]).tolist()
-            for (key, dtype, _, _), low, high in zip(here, ends, ends[len(here) :], strict=False):
-                number = max(-low, high)
-                if number != number or low != low:  # NaN
-                    number = math.inf
-                known = found.get(key)
-                if known is None or number > known[1]:
-                    found[key] = (dtype_name(dtype), number)
+            host = torch.stack([p[2] for p in here] + [p[3] for p in here]).tolist()
+            ends += [
+                (key, dtype, low, high)
+                for (key, dtype, _, _), low, high in zip(here, host, host[len(here) :], strict=False)
+            ]
+        found: dict[Any, tuple[str, float]] = {}
+        for key, dtype, low, high in ends:
+            number = max(-low, high)
+            if number != number or low != low:  # NaN
+                number = math.inf
+            known = found.get(key)
+            if known is None or number > known[1]:
+                found[key] = (dtype_name(dtype), number)
         return found
 
 
