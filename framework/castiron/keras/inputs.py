@@ -14,9 +14,10 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from castiron.diagnostics import DataError, Place, finding
+from castiron.diagnostics import DataError, Finding
 from castiron.keras.dtypes import NARROW, dtype_name, is_float, tensorflow_dtype, tensorflow_name
 from castiron.policy import PrecisionPolicy
+from castiron.training.refused_leaves import no_numbers, too_large
 
 if TYPE_CHECKING:
     from castiron.data import Batches, Schema
@@ -94,7 +95,7 @@ class _Cast:
 
     def _array(self, array: np.ndarray, path: str, role: str) -> np.ndarray:
         if array.dtype.kind in "OUSMm" or (array.dtype.kind == "V" and not _is_number(array.dtype)):
-            raise DataError(_no_numbers(array, path))
+            raise DataError(no_numbers(array, path, encoded="text"))
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         if not is_float(dtype_name(array.dtype)):
@@ -113,7 +114,7 @@ class _Cast:
 
     def _tensor(self, tensor: Any, path: str, role: str) -> Any:
         if tensor.dtype == tf.string:
-            raise DataError(_no_numbers(np.empty(0, "S1"), path))
+            raise DataError(no_numbers(np.empty(0, "S1"), path, encoded="text"))
         if not is_float(tensor.dtype):
             return tensor
         wanted = self._wanted(role)
@@ -136,41 +137,8 @@ def _narrows_range(target: Any, source: Any) -> bool:
     return float(ml_dtypes.finfo(target).max) < float(ml_dtypes.finfo(source).max)
 
 
-def _overflow(array: np.ndarray, lost: np.ndarray, wanted: str, path: str) -> Any:
+def _overflow(array: np.ndarray, lost: np.ndarray, wanted: str, path: str) -> Finding:
     first = tuple(int(i) for i in np.argwhere(lost)[0])
-    return finding(
-        "D103",
-        f"a value does not fit into {wanted}",
-        place=Place(field=path + "".join(f"[{i}]" for i in first)),
-        expected=f"magnitudes up to {float(ml_dtypes.finfo(tensorflow_dtype(wanted).as_numpy_dtype).max):g}",
-        received=f"{float(array[first]):g} ({dtype_name(array.dtype)})",
-        remedy="Scale the field, or use a policy with the range for it (bfloat16 has that of float32).",
-        count=int(lost.sum()),
-    )
-
-
-def _no_numbers(array: np.ndarray, path: str) -> Any:
-    """Name the first element that is no number; a ragged list is an array of objects too."""
-    where, value = path, ""
-    if array.dtype.kind == "O":
-        for index in np.ndindex(array.shape):
-            item: Any = array[index]
-            if not isinstance(item, (int, float, np.number)):
-                where = path + "".join(f"[{i}]" for i in index)
-                value = f": {item!r}"[:60]
-                break
-        what, code = f"an array of Python objects{value}", "D117"
-        remedy = "Make it an array of one number format: np.asarray(x, dtype=np.float32); pad ragged rows."
-    else:
-        kind = {"U": "text", "S": "text", "M": "dates", "m": "durations", "V": "records"}[array.dtype.kind]
-        sample = f": {array.flat[0]!r}"[:60] if array.size else ""
-        what, code = f"an array of {kind}{sample}", "D101" if array.dtype.kind in "US" else "D118"
-        remedy = "Encode it as numbers before it enters the batch."
-    return finding(
-        code,
-        "a leaf of the batch holds no numbers",
-        place=Place(field=where),
-        expected="a tensor, or an array of floats, integers or booleans",
-        received=what,
-        remedy=remedy,
-    )
+    largest = float(ml_dtypes.finfo(tensorflow_dtype(wanted).as_numpy_dtype).max)
+    value, count = float(array[first]), int(lost.sum())
+    return too_large(wanted, largest, path, first, value, dtype_name(array.dtype), count)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from castiron.diagnostics import Finding, Place, PlanError, finding
+from castiron.diagnostics import Finding
 from castiron.keras.boundaries import cast_floats
 from castiron.keras.dtypes import dtype_name, tensorflow_name
 from castiron.policy import PrecisionPolicy
+from castiron.training.loss_format import wrong_loss
 
 
 def to_loss_dtype(tree: Any, dtype: str) -> Any:
@@ -30,14 +31,4 @@ def check_loss(loss: Any, policy: PrecisionPolicy) -> Finding | None:
     """
     if policy.enforce.level == "off" or dtype_name(loss.dtype) == tensorflow_name(policy.loss):
         return None
-    found = finding(
-        "F310",
-        "the loss is not in the declared format",
-        place=Place(op="loss", phase="forward"),
-        expected=policy.loss,
-        received=dtype_name(loss.dtype),
-        severity="error" if policy.enforce.level == "strict" else "warning",
-    )
-    if found.severity == "error":
-        raise PlanError(found)
-    return found
+    return wrong_loss(policy, dtype_name(loss.dtype))

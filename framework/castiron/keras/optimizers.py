@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+from castiron.training.optimizer_settings import OptimizerSettings
 from castiron.training.schedules import ScheduleSettings, factor_of
-
-
-class OptimizerSettings(Protocol):
-    """What of a config's optimizer is used here (`training.config.OptimizerConfig` has it)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def betas(self) -> tuple[float, float]: ...
-    @property
-    def eps(self) -> float: ...
-    @property
-    def momentum(self) -> float: ...
-    @property
-    def nesterov(self) -> bool: ...
 
 
 class BiasCorrectedAdam(keras.optimizers.Adam):

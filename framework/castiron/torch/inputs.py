@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from castiron.diagnostics import DataError, Place, finding
+from castiron.diagnostics import DataError, Finding
 from castiron.policy import PrecisionPolicy
 from castiron.torch.dtypes import NARROW, dtype_name, torch_dtype
+from castiron.training.refused_leaves import no_numbers, too_large
 
 if TYPE_CHECKING:
     from castiron.data import Schema
@@ -120,49 +121,15 @@ class InputCast:
     def _array(self, array: Any, path: str, role: str | None) -> torch.Tensor:
         array = np.asarray(array)
         if array.dtype.kind in "OUSVMm":
-            raise DataError(_no_numbers(array, path))
+            raise DataError(no_numbers(array, path))
         if not array.flags.writeable or not array.dtype.isnative:
             array = np.array(array, dtype=array.dtype.newbyteorder("="))
         return self._tensor(torch.from_numpy(array), path, role)
 
 
-def _overflow(tensor: torch.Tensor, cast: torch.Tensor, path: str) -> Any:
+def _overflow(tensor: torch.Tensor, cast: torch.Tensor, path: str) -> Finding:
     lost = cast.isinf() & ~tensor.isinf()
     first = tuple(lost.nonzero()[0].tolist())
-    where = path + "".join(f"[{i}]" for i in first)
-    return finding(
-        "D103",
-        f"a value does not fit into {dtype_name(cast.dtype)}",
-        place=Place(field=where),
-        expected=f"magnitudes up to {torch.finfo(cast.dtype).max:g}",
-        received=f"{tensor[first].item():g} ({dtype_name(tensor.dtype)})",
-        remedy="Scale the field, or use a policy with the range for it (bfloat16 has that of float32).",
-        count=int(lost.sum()),
-    )
-
-
-def _no_numbers(array: np.ndarray[Any, Any], path: str) -> Any:
-    """Name the first element that is no number; a ragged list is an array of objects too."""
-    where, value = path, ""
-    if array.dtype.kind == "O":
-        for index in np.ndindex(array.shape):
-            item: Any = array[index]
-            if not isinstance(item, (int, float, np.number)):
-                where = path + "".join(f"[{i}]" for i in index)
-                value = f": {item!r}"[:60]
-                break
-        what, code = f"an array of Python objects{value}", "D117"
-        remedy = "Make it an array of one number format: np.asarray(x, dtype=np.float32); pad ragged rows."
-    else:
-        kind = {"U": "text", "S": "bytes", "M": "dates", "m": "durations", "V": "records"}[array.dtype.kind]
-        sample = f": {array.flat[0]!r}"[:60] if array.size else ""
-        what, code = f"an array of {kind}{sample}", "D101" if array.dtype.kind in "US" else "D118"
-        remedy = "Encode it as numbers before it enters the batch."
-    return finding(
-        code,
-        "a leaf of the batch holds no numbers",
-        place=Place(field=where),
-        expected="a tensor, or an array of floats, integers or booleans",
-        received=what,
-        remedy=remedy,
-    )
+    wanted, given = dtype_name(cast.dtype), dtype_name(tensor.dtype)
+    largest, value = torch.finfo(cast.dtype).max, tensor[first].item()
+    return too_large(wanted, largest, path, first, value, given, int(lost.sum()))

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from castiron.diagnostics import Finding, Place, PlanError, finding
+from castiron.diagnostics import Finding
 from castiron.policy import PrecisionPolicy
 from castiron.torch.dtypes import dtype_name, torch_dtype
 from castiron.torch.trees import map_tensors
+from castiron.training.loss_format import wrong_loss
 
 
 def to_loss_dtype(tree: Any, dtype: torch.dtype) -> Any:
@@ -34,14 +35,4 @@ def check_loss(loss: torch.Tensor, policy: PrecisionPolicy) -> Finding | None:
     """
     if policy.enforce.level == "off" or loss.dtype is torch_dtype(policy.loss):
         return None
-    found = finding(
-        "F310",
-        "the loss is not in the declared format",
-        place=Place(op="loss", phase="forward"),
-        expected=policy.loss,
-        received=dtype_name(loss.dtype),
-        severity="error" if policy.enforce.level == "strict" else "warning",
-    )
-    if found.severity == "error":
-        raise PlanError(found)
-    return found
+    return wrong_loss(policy, dtype_name(loss.dtype))

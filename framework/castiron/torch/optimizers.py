@@ -5,35 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from castiron.torch.modules import family
-
-
-class OptimizerSettings(Protocol):
-    """What of a config's optimizer is used here (`training.config.OptimizerConfig` has it)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def betas(self) -> tuple[float, float]: ...
-    @property
-    def eps(self) -> float: ...
-    @property
-    def momentum(self) -> float: ...
-    @property
-    def nesterov(self) -> bool: ...
-    @property
-    def fused(self) -> bool: ...
-
+from castiron.training.optimizer_settings import OptimizerSettings
 
 _CLASSES: dict[str, type[Optimizer]] = {
     "adamw": AdamW,

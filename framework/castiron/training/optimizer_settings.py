@@ -1,0 +1,26 @@
+"""What of a config's optimizer the wings build one from."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class OptimizerSettings(Protocol):
+    """`training.config.OptimizerConfig` has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def nesterov(self) -> bool: ...
+    @property
+    def fused(self) -> bool: ...
