@@ -1,6 +1,7 @@
 """Recipes that ship with castiron: one folder each, to run, read and subclass."""
 
 from castiron_recipes.char_lm import CharLM
+from castiron_recipes.deep_relu import DeepReLU
 from castiron_recipes.image_classifier import ImageClassifier
 from castiron_recipes.lstm_sentiment import LSTMSentiment
 from castiron_recipes.matrix_product import MatrixProduct
@@ -11,6 +12,7 @@ from castiron_recipes.tabular import Tabular
 
 __all__ = [
     "CharLM",
+    "DeepReLU",
     "ImageClassifier",
     "LSTMSentiment",
     "MatrixProduct",

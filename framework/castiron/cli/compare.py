@@ -36,7 +36,7 @@ def compare(
 
     \b
     castiron compare lstm-sentiment --policies float32,bf16-mixed --html
-    castiron compare compare/deep_relu --policies float64,float32 --steps 200
+    castiron compare deep-relu --policies float64,float32 --html
     """
     from castiron.cli import console
     from castiron.training.compare_files import PAGE, keep

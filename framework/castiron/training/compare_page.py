@@ -17,6 +17,9 @@ from castiron.training.side import WHATS, What
 
 SIDES = ("policy", "loss at the end", "validation", "ms a step", "memory", "parts in", "outcome")
 LAYERS = ("layer", "format", "relative norm", "× rounding", "ulps, median", "ulps, most", "1 − cosine", "")
+_DEEP = ("Linear", "Conv")
+_FEW = 4
+"""Layers from which the growth of errors with depth is drawn."""
 _THEORY = 2
 """Lengths from which the growth of errors is drawn."""
 
@@ -89,6 +92,8 @@ def drawn(found: Comparison) -> dict[str, Canvas]:
             title = f"{what.capitalize()} before the first step: relative norm of the difference from "
             name = what.replace(" ", "-")
             made[name] = profile(f"{title}{found.reference} (ring: parts)", layers, norms, marks)
+    if (deep := depth_figure(found)) is not None:
+        made["depth"] = deep
     for s in compared:
         history = {step: _norms(s, "activations", step) for step in s.differences}
         if len(history) > 1:
@@ -100,6 +105,26 @@ def drawn(found: Comparison) -> dict[str, Canvas]:
     if (products := product_figure(found)) is not None:
         made["products"] = products
     return made
+
+
+def depth_figure(found: Comparison) -> Canvas | None:
+    """Activations of linear and convolution layers by their number in the pass, with what errors of the first
+    one's size would come to: added up, and as independent ones. None where there are few."""
+    measured: dict[str, list[tuple[float, float]]] = {}
+    theory: dict[str, list[tuple[float, float]]] = {}
+    for s in found.compared:
+        norms = _norms(s, "activations", 0)
+        deep = [v for layer, v in norms.items() if found.types.get(layer, "").startswith(_DEEP)]
+        if len(deep) < _FEW or not 0 < deep[0] < math.inf:
+            continue
+        places = [float(k) for k in range(1, len(deep) + 1)]
+        measured[s.name] = list(zip(places, deep, strict=True))
+        theory[f"k, from {s.name}"] = [(k, k * deep[0]) for k in places]
+        theory[f"sqrt(k), from {s.name}"] = [(k, math.sqrt(k) * deep[0]) for k in places]
+    if not measured:
+        return None
+    title = f"Activations before the first step: relative norm of the difference from {found.reference}"
+    return growth(title, measured, theory, "k, linear and convolution layers passed")
 
 
 def product_figure(found: Comparison) -> Canvas | None:
@@ -148,6 +173,7 @@ def as_html(found: Comparison) -> str:
         "Policies": table(SIDES, side_rows(found)),
         "Curves": _shown(pictures, ("losses", "loss-differences")),
         "Layers": _shown(pictures, [w.replace(" ", "-") for w in WHATS]),
+        "Depth": _shown(pictures, ("depth",)),
         "Steps": _shown(pictures, [n for n in pictures if n.startswith("activations-over")]),
         "Products": _shown(pictures, ("products",)),
         "Figures": "".join(_tables(found, s) for s in found.compared),
