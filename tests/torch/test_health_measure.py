@@ -16,16 +16,10 @@ from hypothesis.extra import numpy as hnp
 from castiron.health.rounding import round_to as rounded_by_reference
 from castiron.health.statistics import WHAT_IF, Statistics, measure
 from castiron.torch.dtypes import dtype_name
-from castiron.torch.health.measure import (
-    Batch,
-    measure_on_cpu,
-    measure_on_device,
-    merged,
-    noise_of,
-    read,
-    sampled,
-    with_noise,
-)
+from castiron.torch.health.cpu import measure_on_cpu
+from castiron.torch.health.device import measure_on_device, read
+from castiron.torch.health.measure import Batch, merged
+from castiron.torch.health.noise import noise_of, sampled, with_noise
 
 Way = Callable[[torch.Tensor], Statistics]
 

@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from castiron.health.dynamics import SecondMoment, Update, ratio, second_moment
 from castiron.health.snapshot import LayerUpdate
 from castiron.torch.dtypes import dtype_name
-from castiron.torch.health.measure import values_of
+from castiron.torch.health.tensors import values_of
 from castiron.torch.updates import guard_of
 
 _SAMPLE = 2048
