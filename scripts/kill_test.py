@@ -9,6 +9,9 @@ validation, a checkpoint half written. Then it is resumed until it completes, an
 bit, to the uninterrupted run: the weights of the last checkpoint, those of the best one, the rows of
 metrics.jsonl but for their clock, and the test metrics.
 
+With `--processes 2` each run is trained by two processes (`--strategy ddp` or `fsdp`). Every other time one
+of them alone is killed, and the others must end by themselves; else all are killed at once.
+
 Processes are forked from one that has imported torch and trained nothing, so that a run takes a second or
 two; `--fresh` starts each by the command line instead.
 """
@@ -16,6 +19,7 @@ two; `--fresh` starts each by the command line instead.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -61,6 +65,8 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=1, help="kills per run")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     parser.add_argument("--policies", default=",".join(POLICIES), help="policies, in turn")
+    parser.add_argument("--processes", type=int, default=1, help="that train a run together")
+    parser.add_argument("--strategy", default="ddp", help="of several processes: ddp or fsdp")
     parser.add_argument("--fresh", action="store_true", help="start each run by the command line")
     parser.add_argument("--folder", type=Path, help="where runs are kept; a temporary folder by default")
     parser.add_argument("--json", action="store_true", help="the account, for programs")
@@ -73,7 +79,11 @@ def main() -> int:
             times=arguments.times,
             seed=arguments.seed,
             policies=arguments.policies.split(","),
-            start=by_command if arguments.fresh else by_fork,
+            start=functools.partial(
+                by_command if arguments.fresh else by_fork,
+                processes=arguments.processes,
+                strategy=arguments.strategy,
+            ),
             tell=(lambda line: None) if arguments.json else lambda line: print(line, flush=True),
         )
     finally:
@@ -83,8 +93,10 @@ def main() -> int:
     return 0 if account["different"] == 0 else 1
 
 
-Start = Callable[[Path, str, str, bool], int]
-"""Folder of runs, policy, name, whether it goes on → process id."""
+Start = Callable[[Path, str, str, bool], list[int]]
+"""Folder of runs, policy, name, whether it goes on → process ids, that of rank 0 first."""
+TIME_OUT_S = 60.0
+"""Seconds that processes have to end once one of them was killed."""
 
 
 def kill(
@@ -118,15 +130,20 @@ def kill(
         expected, took = whole[policy]
         run = folder / "lstm-sentiment" / f"killed-{number}"
         for time_ in range(times):
-            process = start(folder, policy, run.name, time_ > 0)
+            processes = start(folder, policy, run.name, time_ > 0)
             time.sleep(draw.uniform(0, took))
-            if ended(process):
+            alone = number % 2 == 1 and len(processes) > 1
+            victims = [draw.choice(processes)] if alone else processes
+            if any(ended(process) for process in victims):
+                wait(processes)
                 moments["had ended already"] += 1
                 break
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
+            for process in victims:
+                os.kill(process, signal.SIGKILL)
+            if not ends_within(processes, TIME_OUT_S):
+                raise SystemExit(f"{run.name}: a process outlives one that was killed by {TIME_OUT_S:g} s.")
             killed += 1
-            moments[moment(run)] += 1
+            moments[("one alone, " if alone else "") + moment(run)] += 1
         code = wait(start(folder, policy, run.name, True))
         found = end_of(run) if code == 0 else {"exit code": code}
         if found != expected:
@@ -169,48 +186,127 @@ def as_text(account: dict[str, Any]) -> str:
 # --- processes --------------------------------------------------------------------------------------------
 
 
-def by_command(folder: Path, policy: str, name: str, again: bool) -> int:
-    """A run by the command line, in a Python of its own."""
-    command = [sys.executable, "-m", "castiron", "train", *arguments_of(folder, policy, name, again), "-q"]
+def by_command(
+    folder: Path, policy: str, name: str, again: bool, *, processes: int = 1, strategy: str = "ddp"
+) -> list[int]:
+    """A run by the command line, in a Python of its own; it starts the processes of a run itself."""
+    arguments = arguments_of(folder, policy, name, again, processes, strategy)
+    command = [sys.executable, "-m", "castiron", "train", *arguments, "-q"]
     with open(os.devnull, "wb") as nowhere:
-        return subprocess.Popen(command, stdout=nowhere, stderr=nowhere).pid
+        return [subprocess.Popen(command, stdout=nowhere, stderr=nowhere).pid]
 
 
-def by_fork(folder: Path, policy: str, name: str, again: bool) -> int:
-    """The same, in a copy of this process."""
+def by_fork(
+    folder: Path, policy: str, name: str, again: bool, *, processes: int = 1, strategy: str = "ddp"
+) -> list[int]:
+    """The same, in copies of this process."""
+    arguments = arguments_of(folder, policy, name, again, processes, strategy)
+    return fork_ranks([["train", *arguments, "--quiet"]] * processes)
+
+
+def fork_ranks(
+    commands: list[list[str]], output: Path | None = None, prepare: Callable[[int], None] | None = None
+) -> list[int]:
+    """Copies of this process, each of which runs a command of castiron; several are ranks of one training, as
+    torchrun would start them.
+
+    Args:
+        output: a folder for what they say, in `rank-N.log`.
+        prepare: called in each, with its rank.
+    """
     import castiron_recipes.lstm_sentiment.model  # noqa: F401
     from castiron.cli.main import run
-    from castiron.lightning import session  # noqa: F401
+    from castiron.lightning import session, strategies  # noqa: F401
 
-    child = os.fork()
-    if child:
-        return child
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    code = 1
-    try:
-        code = run(["train", *arguments_of(folder, policy, name, again), "--quiet"])
-    finally:
-        os._exit(code)
+    store = tempfile.mktemp(prefix="castiron-store-")
+    children = []
+    for rank, command in enumerate(commands):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            name = os.devnull if output is None else str(output / f"rank-{rank}.log")
+            file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            if len(commands) > 1:
+                os.environ.update(environment_of(rank, len(commands), store))
+            if prepare is not None:
+                prepare(rank)
+            code = run(command)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    return children
 
 
-def arguments_of(folder: Path, policy: str, name: str, again: bool) -> list[str]:
+def environment_of(rank: int, world: int, store: str) -> dict[str, str]:
+    """What torchrun tells a process, and the file by which they find each other."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+        "TORCHELASTIC_RUN_ID": "kills",
+        "CASTIRON_STORE": store,
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+def arguments_of(
+    folder: Path, policy: str, name: str, again: bool, processes: int = 1, strategy: str = "ddp"
+) -> list[str]:
     """What to say to `castiron train`. A run that was killed before it had a config is begun again."""
     run = folder / "lstm-sentiment" / name
     if again and (run / "config.yaml").exists():
         return ["--resume", str(run), "--runs", str(folder)]
     files = [f"data.{split}={folder / split}.csv" for split in ROWS]
-    return ["lstm-sentiment", *CONFIG, *files, f"precision={policy}", "--name", name, "--runs", str(folder)]
+    several: list[str] = []
+    if processes > 1:
+        size = f"data.batch_size={16 // processes}"
+        several = [f"trainer.devices={processes}", f"trainer.strategy={strategy}", size]
+        several += ["trainer.ema=null"] if strategy == "fsdp" else []
+    where = [f"precision={policy}", "--name", name, "--runs", str(folder)]
+    return ["lstm-sentiment", *CONFIG, *several, *files, *where]
 
 
-def wait(process: int) -> int:
-    """The exit code of a process, once it has ended."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def wait(processes: list[int]) -> int:
+    """The first exit code that is not 0, once all have ended."""
+    codes = [os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in processes if p not in _ENDED]
+    codes += [_ENDED[p] for p in processes if p in _ENDED]
+    return next((code for code in codes if code), 0)
+
+
+_ENDED: dict[int, int] = {}
+"""Exit codes of processes that were asked after."""
 
 
 def ended(process: int) -> bool:
-    return os.waitpid(process, os.WNOHANG)[0] == process
+    if process not in _ENDED:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found != process:
+            return False
+        _ENDED[process] = os.waitstatus_to_exitcode(status)
+    return True
+
+
+def ends_within(processes: list[int], seconds: float) -> bool:
+    """Whether all end in this time; those that do not are killed."""
+    until = time.monotonic() + seconds
+    while not all(ended(process) for process in processes):
+        if time.monotonic() > until:
+            for process in processes:
+                if not ended(process):
+                    os.kill(process, signal.SIGKILL)
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def moment(run: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from castiron.training.held import Verdict
 from castiron.training.incident import Incident
@@ -70,5 +70,6 @@ def told_path(trainer: pl.Trainer, path: Path | None, rank: int) -> Path | None:
 def _of_all(trainer: pl.Trainer, value: float) -> Tensor:
     """A number of each rank's [ranks]."""
     own = torch.tensor(float(value), device=trainer.strategy.root_device)
-    found: Tensor = trainer.strategy.all_gather(own)
-    return found.flatten()
+    found = [torch.empty_like(own) for _ in range(trainer.world_size)]
+    distributed.all_gather(found, own)
+    return torch.stack(found)

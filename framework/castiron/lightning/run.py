@@ -115,6 +115,12 @@ class TrainingRun:
             layers = PrecisionPolicy.parse(manifest.policy).layers
             self._policy = self._policy.replace(layers={k: v.model_dump() for k, v in layers.items()})
         self._state = state
+        kept = state.get("castiron", {}).get("random", {}).get("ranks", [None])
+        if len(kept) != job.peers.world:
+            job.reporter.say(
+                f"The checkpoint is of {len(kept)} processes, the run goes on with {job.peers.world}: the "
+                "same batches in the same order; random numbers drawn in training (dropout) are other ones."
+            )
         if told:
             job.reporter.findings(told)
 

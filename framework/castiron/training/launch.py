@@ -47,6 +47,12 @@ CHANGEABLE = frozenset(
 another run."""
 
 
+SHARING = frozenset(
+    {("trainer", "devices"), ("trainer", "nodes"), ("trainer", "strategy"), ("data", "batch_size")}
+)
+"""Settings that may change on resuming as long as the batches of all processes together have as many rows."""
+
+
 def train(
     loaded: LoadedConfig, *, runs: Path = RUNS, name: str | None = None, reporter: Reporter | None = None,
     weights: Path | None = None, on_mismatch: OnMismatch = "refuse",
@@ -233,9 +239,14 @@ def _steps(run: RunDirectory) -> int:
 
 def _same_run(before: RunConfig, loaded: LoadedConfig, run: RunDirectory) -> None:
     changed = list(_differences(before.resolved(), loaded.config.resolved()))
+    rows, rows_before = (world_of(c) * c.data.batch_size for c in (loaded.config, before))
+    shared = (
+        f"All processes together must take as many rows a step as before ({rows_before:,}, now {rows:,})."
+    )
     problems = [
         finding(
-            "X815", "A resumed run cannot change this setting.", place=loaded.merged.locate(path),
+            "X815", shared if path in SHARING else "A resumed run cannot change this setting.",
+            place=loaded.merged.locate(path),
             expected=f"{describe(old)}, as in the run {run.name}", received=describe(new),
             remedy="Start a new run, or leave the setting out: castiron train --resume "
             f"{run.name} takes everything from the run.",
@@ -244,6 +255,7 @@ def _same_run(before: RunConfig, loaded: LoadedConfig, run: RunDirectory) -> Non
         if not (
             path[0] in ("guard", "precision")  # of precision, the checkpoint's manifest decides
             or (len(path) > 1 and path[0] == "trainer" and path[1] in CHANGEABLE)
+            or (path in SHARING and rows == rows_before)
         )
     ]  # fmt: skip
     if problems:
