@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -105,6 +105,17 @@ class Plan(BaseModel):
                 f"| {row.n_parameters:,} | {row.reasons['compute']} |"
             )
         return "\n".join(lines)
+
+
+def row_around(rows: Mapping[str, PlanRow], path: str | None) -> PlanRow | None:
+    """The row of the layer at a path; of the nearest around it."""
+    while path is not None:
+        if path in rows:
+            return rows[path]
+        if not path:
+            return None
+        path = path.rpartition(".")[0]
+    return None
 
 
 def resolve(

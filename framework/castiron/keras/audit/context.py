@@ -10,8 +10,9 @@ from castiron.diagnostics import Place
 from castiron.keras.audit.kernels import CASTS, HANDS_ON, ISLANDS, PROMOTES
 from castiron.keras.audit.records import Call, Op, Trace, Value
 from castiron.keras.dtypes import tensorflow_name
-from castiron.keras.replay.sources import source
 from castiron.policy import Plan, PlanRow, PrecisionPolicy
+from castiron.policy.plan import row_around
+from castiron.training.source_lines import place
 
 RootKind = Literal["batch", "parameter", "buffer", "outside", "constant", "cast", "framework", "promotion"]
 CastKind = Literal["user", "promotion", "framework"]
@@ -54,14 +55,7 @@ class Context:
 
     def row(self, module: str | None) -> PlanRow | None:
         """The row of the layer that an operation runs in; of the nearest around it."""
-        path = module
-        while path is not None:
-            if path in self._rows:
-                return self._rows[path]
-            if not path:
-                return None
-            path = path.rpartition(".")[0]
-        return None
+        return row_around(self._rows, module)
 
     @cached_property
     def declared(self) -> frozenset[str]:
@@ -147,14 +141,6 @@ def cast_kind(call: Call) -> CastKind:
     if call.name in CASTS:
         return "user"
     return "promotion" if call.name in PROMOTES else "framework"
-
-
-def place(lines: Any, module: str | None, op: str | None, phase: str | None) -> Place:
-    """A place from lines, innermost first."""
-    at = source(lines) if lines else None
-    return Place(
-        file=at.file if at else None, line=at.line if at else None, module=module, op=op, phase=phase
-    )
 
 
 def maker_past_moves(value: Value) -> Op | None:

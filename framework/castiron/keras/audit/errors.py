@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from castiron.diagnostics import Finding, finding
-from castiron.keras.audit.context import place
 from castiron.keras.audit.lines import lines_of
+from castiron.training.source_lines import place
 
 _FORMAT = r"(?:b?float\d+|double|half|int\d+|uint\d+|bool|string)"
 _REFUSED = (

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import castiron
 from castiron.keras.audit.records import Call
-from castiron.keras.replay.sources import Line
+from castiron.training.source_lines import Line
 
 _Kind = Literal["user", "tensorflow", "operation", "variable", "layer", "own", "neutral", "edge"]
 _OWN = os.path.dirname(castiron.__file__) + os.sep

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from castiron.formats import FORMATS
-from castiron.keras.replay.sources import Line, source
 from castiron.training.audit import OpRecord, Phase, TensorFormat
 from castiron.training.incident import Source
+from castiron.training.source_lines import Line, source
 
 
 class Origin(NamedTuple):

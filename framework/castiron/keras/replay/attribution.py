@@ -9,11 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from castiron.keras.modules import own_variables, variables, walk
-from castiron.keras.replay.events import CODES
 from castiron.keras.replay.explain import remedy, sentence
 from castiron.keras.replay.recorder import GATHERS, MOVES, Call, Origin, Recorder
-from castiron.keras.replay.rows import bad_rows, batch_rows, select
-from castiron.keras.replay.sources import source
+from castiron.keras.replay.rows import batch_rows, select
 from castiron.keras.replay.values import (
     State,
     bad_along,
@@ -24,9 +22,12 @@ from castiron.keras.replay.values import (
     statistics,
 )
 from castiron.keras.snapshot import Snapshot
-from castiron.keras.transaction import Forward, StepCore
+from castiron.keras.step import Forward, StepCore
+from castiron.training.bad_rows import bad_rows
+from castiron.training.event_words import CODES
 from castiron.training.held import Verdict, row_numbers
 from castiron.training.incident import Attribution, BadRow, Link, Phase, Producer
+from castiron.training.source_lines import source
 
 _LINKS = 10
 
@@ -118,7 +119,8 @@ class _Replay:
             if certain and suspects is not None:
                 blamed = suspects
             else:
-                blamed = bad_rows(lambda chosen: self._is_bad(batch, chosen, rows, xla, seen), rows, suspects)
+                some = suspects if suspects is not None and len(suspects) < rows else None
+                blamed = bad_rows(lambda chosen: self._is_bad(batch, chosen, rows, xla, seen), rows, some)
         numbers = row_numbers(batch)
         named = tuple(BadRow(index=r, row=numbers[r] if numbers else None) for r in blamed)
         micro = i if len(self.step.batches) > 1 else None

@@ -10,19 +10,6 @@ import numpy as np
 from castiron.keras.replay.values import numbers
 from castiron.training.incident import Event
 
-CODES: dict[Event, str] = {
-    "overflow": "N501",
-    "zero-over-zero": "N502",
-    "zero-times-inf": "N503",
-    "domain": "N504",
-    "inherited": "N506",
-    "data": "N507",
-    "optimizer": "N508",
-    "not-reproduced": "N509",
-    "scaling": "S401",
-}
-"""Event → code of the catalogue."""
-
 DIVISIONS = frozenset({"RealDiv", "Div", "FloorDiv", "TruncateDiv"})
 POLES = frozenset(
     {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from castiron.formats import number_format
+from castiron.training.event_words import against_overflow, floats_of, gave, overflows
 from castiron.training.incident import Event, Phase, TensorStatistics
 
 _LOG = (
@@ -57,14 +57,7 @@ def remedy(op: str, event: Event, module: str | None, dtype: str | None, scale: 
         if event in events and base in ops:
             return text
     if event == "overflow":
-        if phase == "backward" and scale > 1:
-            return (
-                f"The loss is scaled by {scale:g}: lower it; `scaling: {{kind: dynamic}}` does so by itself."
-            )
-        if dtype in ("float16", "bfloat16"):
-            layer = f"`precision: {{layers: {{'{module}': {{compute: float32}}}}}}`" if module else "float32"
-            return f"Compute it in {layer}, or make its operands smaller (scale, normalise)."
-        return "Make its operands smaller: normalise the inputs, lower the learning rate, clip gradients."
+        return against_overflow(module, dtype, scale, phase)
     if event == "zero-over-zero":
         return _DIVISION
     if event == "zero-times-inf":
@@ -79,35 +72,19 @@ def sentence(
     op: str, event: Event, operands: Sequence[TensorStatistics], results: Sequence[TensorStatistics]
 ) -> str:
     """What an operation did."""
-    gave = _gave(results)
-    floats = [o for o in operands if o.max is not None and "int" not in o.dtype and o.dtype != "bool"]
+    given, floats = gave(results), floats_of(operands)
     if event == "overflow":
-        dtype = results[0].dtype if results else ""
-        largest = max((max(abs(o.max or 0), abs(o.min or 0)) for o in floats), default=None)
-        ends = f"{dtype} ends at {number_format(dtype).max:g}" if dtype else ""
-        got = f"operands reach {largest:g}" if largest is not None else ""
-        detail = "; ".join(x for x in (got, ends) if x)
-        return f"{op} overflows{f' {dtype}' if dtype else ''}" + (f" ({detail})" if detail else "")
+        return overflows(op, floats, results)
     if event == "zero-over-zero":
-        return f"{op} {_NOTHING.get(op, 'divides zero by zero, or infinity by infinity')}: {gave}"
+        return f"{op} {_NOTHING.get(op, 'divides zero by zero, or infinity by infinity')}: {given}"
     if event == "zero-times-inf":
-        return f"{op} multiplies zero by infinity: {gave}"
+        return f"{op} multiplies zero by infinity: {given}"
     if event == "domain":
         if op.endswith("Grad"):
-            return f"{op} has no finite slope there: {gave}"
+            return f"{op} has no finite slope there: {given}"
         least = min((o.min for o in floats if o.min is not None), default=None)
         if least == 0:
-            return f"{op} meets 0, where it has no finite value: {gave}"
+            return f"{op} meets 0, where it has no finite value: {given}"
         at = f" (operands from {least:g})" if least is not None else ""
-        return f"{op} leaves its domain{at}: {gave}"
-    return f"{op} gives {gave}"
-
-
-def _gave(results: Sequence[TensorStatistics]) -> str:
-    nan, pos, neg = (sum(getattr(r, k) for r in results) for k in ("nan", "posinf", "neginf"))
-    parts = [f"{n:,} {what}" for n, what in ((nan, "NaN"), (pos, "+inf"), (neg, "-inf")) if n]
-    total = 1
-    for r in results[:1]:
-        for size in r.shape:
-            total *= size
-    return (" and ".join(parts) or "no finite result") + (f" of {total:,}" if len(results) == 1 else "")
+        return f"{op} leaves its domain{at}: {given}"
+    return f"{op} gives {given}"

@@ -16,9 +16,10 @@ from tensorflow.python.framework import op_callbacks
 from castiron.keras.replay.events import forward_event
 from castiron.keras.replay.explain import remedy, sentence
 from castiron.keras.replay.recorder import MOVES
-from castiron.keras.replay.sources import lines_running, source
+from castiron.keras.replay.sources import lines_running
 from castiron.keras.replay.values import is_finite, statistics
 from castiron.training.incident import Attribution, Producer
+from castiron.training.source_lines import source
 
 SECONDS = 20.0
 """How long a pipeline is searched."""

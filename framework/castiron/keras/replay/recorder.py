@@ -20,9 +20,10 @@ from tensorflow.python.framework import op_callbacks
 
 from castiron.keras.modules import walk
 from castiron.keras.replay.events import POLES, backward_event, forward_event
-from castiron.keras.replay.sources import Line, lines_running
+from castiron.keras.replay.sources import lines_running
 from castiron.keras.replay.values import State, bad_along, state_of, statistics
 from castiron.training.incident import Event, Phase, TensorStatistics
+from castiron.training.source_lines import Line
 
 MOVES = frozenset(
     {

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from castiron.diagnostics import Place
 from castiron.policy import Plan, PlanRow, PrecisionPolicy
+from castiron.policy.plan import row_around
 from castiron.torch.audit.kernels import CASTS, ISLANDS, USER_CASTS, promotes
 from castiron.torch.audit.records import Op, Trace, Value
 from castiron.torch.boundaries import ambient_dtype
 from castiron.torch.dtypes import torch_dtype
-from castiron.torch.replay.sources import source
+from castiron.training.source_lines import place
 
 RootKind = Literal[
     "batch", "parameter", "buffer", "attribute", "outside", "constant", "cast", "framework", "promotion"
@@ -59,14 +60,7 @@ class Context:
 
     def row(self, module: str | None) -> PlanRow | None:
         """The row of the layer that an operation runs in; of the nearest around it."""
-        path = module
-        while path is not None:
-            if path in self._rows:
-                return self._rows[path]
-            if not path:
-                return None
-            path = path.rpartition(".")[0]
-        return None
+        return row_around(self._rows, module)
 
     @cached_property
     def declared(self) -> frozenset[torch.dtype]:
@@ -158,11 +152,3 @@ def promoted(op: Op) -> tuple[torch.dtype, torch.dtype] | None:
         return None
     ordered = sorted(found, key=lambda d: d.itemsize)
     return ordered[0], ordered[-1]
-
-
-def place(lines: Any, module: str | None, op: str | None, phase: str | None) -> Place:
-    """A place from lines, innermost first."""
-    at = source(lines) if lines else None
-    return Place(
-        file=at.file if at else None, line=at.line if at else None, module=module, op=op, phase=phase
-    )

@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from castiron.diagnostics import AuditError, CastironError, Finding, finding
-from castiron.torch.audit.context import place
 from castiron.torch.audit.lines import lines_of
 from castiron.torch.audit.records import Failure
+from castiron.training.source_lines import place
 
 
 @dataclass(frozen=True, slots=True)

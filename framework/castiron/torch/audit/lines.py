@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from types import FrameType
 
-from castiron.torch.replay.sources import Line, _is_users
+from castiron.torch.replay.sources import USERS
+from castiron.training.source_lines import Line
 
 _MACHINERY = ("castiron.torch.audit.recorder", "castiron.torch.audit.lines", "torch.overrides")
 _EDGE = frozenset(("castiron.torch.audit.tracer", "castiron.torch.audit.continuous"))
 """Whoever stands outside of these only asked for the audit."""
-_known: dict[str, bool] = {}
 
 
 def lines_running() -> tuple[Line, ...]:
@@ -20,7 +20,7 @@ def lines_running() -> tuple[Line, ...]:
     while frame is not None:
         if frame.f_globals.get("__name__") in _EDGE:
             break
-        if _users(frame):
+        if USERS.has(frame):
             found.append((frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
     return tuple(found)
@@ -31,7 +31,7 @@ def called_by_user() -> bool:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") in _MACHINERY:
         frame = frame.f_back
-    return frame is not None and _users(frame)
+    return frame is not None and USERS.has(frame)
 
 
 def lines_of(error: BaseException) -> tuple[Line, ...]:
@@ -39,15 +39,7 @@ def lines_of(error: BaseException) -> tuple[Line, ...]:
     found = []
     trace = error.__traceback__
     while trace is not None:
-        if _users(trace.tb_frame):
+        if USERS.has(trace.tb_frame):
             found.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
     return tuple(reversed(found))
-
-
-def _users(frame: FrameType) -> bool:
-    file = frame.f_code.co_filename
-    known = _known.get(file)
-    if known is None:
-        known = _known[file] = _is_users(frame)
-    return known

@@ -10,9 +10,9 @@ import torch
 
 from castiron.diagnostics import Finding
 from castiron.torch.dtypes import dtype_name
-from castiron.torch.replay.sources import Line, source
 from castiron.training.audit import OpRecord, Phase, TensorFormat
 from castiron.training.incident import Source
+from castiron.training.source_lines import Line, source
 
 
 class Origin(NamedTuple):

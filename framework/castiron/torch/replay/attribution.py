@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from castiron.torch.replay import blame
 from castiron.torch.replay.optimizers import inspect_optimizers
 from castiron.torch.replay.recorder import Recorder, ran_compiled, recording
-from castiron.torch.replay.rows import bad_rows, batch_rows, select
+from castiron.torch.replay.rows import batch_rows, select
 from castiron.torch.replay.step import ReplayStep
 from castiron.torch.replay.tracker import Origin
 from castiron.torch.replay.values import State, is_finite, named_tensors, state_of, state_of_data
+from castiron.training.bad_rows import bad_rows
 from castiron.training.incident import Attribution, BadRow
 
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from castiron.torch.replay.backward import NodeRun
-from castiron.torch.replay.events import CODES
 from castiron.torch.replay.explain import remedy, sentence
 from castiron.torch.replay.names import moves, node_name
 from castiron.torch.replay.recorder import Recorder
 from castiron.torch.replay.rows import batch_rows
-from castiron.torch.replay.sources import source
 from castiron.torch.replay.step import ReplayStep
 from castiron.torch.replay.tracker import Call, Origin, Value, ancestors, ancestry, path_from
 from castiron.torch.replay.values import State, bad_along, named_tensors, statistics
+from castiron.training.event_words import CODES
 from castiron.training.incident import Attribution, Event, Link, Phase, Producer
+from castiron.training.source_lines import source
 
 _LINKS = 10
 

@@ -12,19 +12,6 @@ from torch import Tensor
 from castiron.torch.replay.values import is_finite, numbers
 from castiron.training.incident import Event
 
-CODES: dict[Event, str] = {
-    "overflow": "N501",
-    "zero-over-zero": "N502",
-    "zero-times-inf": "N503",
-    "domain": "N504",
-    "inherited": "N506",
-    "data": "N507",
-    "optimizer": "N508",
-    "not-reproduced": "N509",
-    "scaling": "S401",
-}
-"""Event → code of the catalogue."""
-
 _POLES = frozenset((
     "log", "log2", "log10", "log1p", "logit", "sqrt", "rsqrt", "reciprocal", "div", "rdiv", "pow",
     "float_power", "acos", "asin", "acosh", "atanh", "digamma", "lgamma", "mvlgamma", "xlogy",

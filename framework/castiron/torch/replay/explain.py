@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from castiron.formats import number_format
+from castiron.training.event_words import against_overflow, floats_of, gave, overflows
 from castiron.training.incident import Event, Phase, TensorStatistics
 
 _LOG = (
@@ -60,14 +60,7 @@ def remedy(op: str, event: Event, module: str | None, dtype: str | None, scale: 
     if event == "inherited":
         return "Look where the constant comes from."
     if event == "overflow":
-        if phase == "backward" and scale > 1:
-            return (
-                f"The loss is scaled by {scale:g}: lower it; `scaling: {{kind: dynamic}}` does so by itself."
-            )
-        if dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):
-            layer = f"`precision: {{layers: {{'{module}': {{compute: float32}}}}}}`" if module else "float32"
-            return f"Compute it in {layer}, or make its operands smaller (scale, normalise)."
-        return "Make its operands smaller: normalise the inputs, lower the learning rate, clip gradients."
+        return against_overflow(module, dtype, scale, phase)
     if event == "zero-over-zero":
         return _DIVISION
     if event == "zero-times-inf":
@@ -82,26 +75,20 @@ def sentence(
     op: str, event: Event, operands: Sequence[TensorStatistics], results: Sequence[TensorStatistics]
 ) -> str:
     """What an operation did."""
-    gave = _gave(results)
-    floats = [o for o in operands if o.max is not None and "int" not in o.dtype and o.dtype != "bool"]
+    given, floats = gave(results), floats_of(operands)
     if event == "overflow":
-        dtype = results[0].dtype if results else ""
-        largest = max((max(abs(o.max or 0), abs(o.min or 0)) for o in floats), default=None)
-        ends = f"{dtype} ends at {number_format(dtype).max:g}" if dtype else ""
-        got = f"operands reach {largest:g}" if largest is not None else ""
-        detail = "; ".join(x for x in (got, ends) if x)
-        return f"{op} overflows{f' {dtype}' if dtype else ''}" + (f" ({detail})" if detail else "")
+        return overflows(op, floats, results)
     if event == "zero-over-zero":
         infinite = any(o.posinf or o.neginf for o in operands)
         plainly = "meets infinity with infinity" if infinite else "divides zero by zero"
-        return f"{op} {_NOTHING.get(op.rstrip('_'), plainly)}: {gave}"
+        return f"{op} {_NOTHING.get(op.rstrip('_'), plainly)}: {given}"
     if event == "zero-times-inf":
-        return f"{op} multiplies zero by infinity: {gave}"
+        return f"{op} multiplies zero by infinity: {given}"
     if event == "inherited":
-        return f"{op} brings in a NaN that is written in the code: {gave}"
+        return f"{op} brings in a NaN that is written in the code: {given}"
     if event == "domain":
-        return f"{op} {_outside(op, floats)}: {gave}"
-    return f"{op} gives {gave}"
+        return f"{op} {_outside(op, floats)}: {given}"
+    return f"{op} gives {given}"
 
 
 def _outside(op: str, operands: Sequence[TensorStatistics]) -> str:
@@ -117,13 +104,3 @@ def _outside(op: str, operands: Sequence[TensorStatistics]) -> str:
         return "leaves its domain"
     largest = max(o.max for o in operands if o.max is not None)
     return f"leaves its domain (operands from {least:.8g} to {largest:.8g})"
-
-
-def _gave(results: Sequence[TensorStatistics]) -> str:
-    nan, pos, neg = (sum(getattr(r, k) for r in results) for k in ("nan", "posinf", "neginf"))
-    parts = [f"{n:,} {what}" for n, what in ((nan, "NaN"), (pos, "+inf"), (neg, "-inf")) if n]
-    total = 1
-    for r in results[:1]:
-        for size in r.shape:
-            total *= size
-    return (" and ".join(parts) or "no finite result") + (f" of {total:,}" if len(results) == 1 else "")

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from castiron.torch.dtypes import NARROW, dtype_name
-from castiron.torch.replay.events import CODES
 from castiron.torch.replay.step import ReplayStep
 from castiron.torch.replay.values import is_finite, statistics
 from castiron.torch.snapshot import Snapshot
+from castiron.training.event_words import CODES
 from castiron.training.incident import Attribution, Producer
 
 

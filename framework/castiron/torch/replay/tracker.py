@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from castiron.torch.replay.sources import Line
 from castiron.torch.replay.values import State, has_infinite_number, is_finite, state_of, tensors_in
+from castiron.training.source_lines import Line
 
 
 class Origin(NamedTuple):

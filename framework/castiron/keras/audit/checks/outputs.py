@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from castiron.diagnostics import Finding, Place, finding
 from castiron.formats import is_wider
-from castiron.keras.audit.context import Context, place
+from castiron.keras.audit.context import Context
 from castiron.keras.audit.records import Op
 from castiron.keras.dtypes import tensorflow_name
 from castiron.keras.modules import is_container
+from castiron.training.source_lines import place
 
 
 def check(context: Context) -> Iterator[Finding]:

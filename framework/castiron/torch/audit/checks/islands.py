@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import torch
 
 from castiron.diagnostics import Finding, finding
-from castiron.torch.audit.context import Context, place
+from castiron.torch.audit.context import Context
 from castiron.torch.audit.kernels import ISLANDS
 from castiron.torch.audit.records import Op
 from castiron.torch.dtypes import NARROW, dtype_name
+from castiron.training.source_lines import place
 
 _CHAIN = 8
 """So many additions to one 16-bit scalar are a running sum."""

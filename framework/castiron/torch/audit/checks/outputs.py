@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 
 from castiron.diagnostics import Finding, Place, finding
-from castiron.torch.audit.context import Context, place
+from castiron.torch.audit.context import Context
 from castiron.torch.audit.records import Op, Value
 from castiron.torch.dtypes import dtype_name, is_narrower, torch_dtype
+from castiron.training.source_lines import place
 
 _LOSSES = frozenset((
     "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "poisson_nll_loss", "kl_div", "gaussian_nll_loss",
