@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from castiron.cli.options import RUNS, Runs
 
 if TYPE_CHECKING:
     from castiron.training.comparing import Comparison
@@ -24,7 +25,7 @@ def compare(
         ),
     ] = "float64,float32,bf16-mixed",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of each.")] = 100,
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
+    runs: Runs = RUNS,
     name: Annotated[str | None, typer.Option(help="Of the folder below DIR/compare [the time].")] = None,
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     html: Annotated[bool, typer.Option("--html", help="Write one page, to be opened anywhere.")] = False,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from castiron.cli.options import RUNS, Run, Runs, Which
+
 
 def convert(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or RECIPE/NAME.")],
+    run: Run,
     to: Annotated[str, typer.Option("--to", metavar="torch|tensorflow", help="The backend to carry it to.")],
     name: Annotated[str | None, typer.Option(help="Name of the new run [RUN-BACKEND].")] = None,
-    checkpoint: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint.")] = "best",
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
+    checkpoint: Which = "best",
+    runs: Runs = RUNS,
 ) -> None:
     """Carry a trained run to the other backend.
 

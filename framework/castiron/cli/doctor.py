@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from castiron.cli.options import RUNS, Runs
+
 if TYPE_CHECKING:
     from castiron.policy import DeviceCapability
 
@@ -35,7 +37,7 @@ class Check:
 
 def doctor(
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="The device to look at.")] = "auto",
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
+    runs: Runs = RUNS,
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Tell what this machine can run.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from castiron.cli.options import RUNS, OnMismatch, Run, Runs, Weights, Which
+
 
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or RECIPE/NAME.")],
+    run: Run,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings said otherwise: data.test=other.csv."),
@@ -17,16 +18,10 @@ def evaluate(
     split: Annotated[
         list[str] | None, typer.Option(metavar="SPLIT", help="train, validation or test; may be repeated.")
     ] = None,
-    checkpoint: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint.")] = "best",
-    weights: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Use these weights, of any origin, in place of the run's."),
-    ] = None,
-    on_mismatch: Annotated[
-        str,
-        typer.Option(metavar="refuse|cast", help="What to do with weights of other formats than the run's."),
-    ] = "refuse",
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
+    checkpoint: Which = "best",
+    weights: Weights = None,
+    on_mismatch: OnMismatch = "refuse",
+    runs: Runs = RUNS,
     json: Annotated[bool, typer.Option("--json", help="For programs: {split: {metric: value}}.")] = False,
 ) -> None:
     """Measure a trained run, in its own policy.

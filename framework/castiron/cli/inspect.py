@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from castiron.cli.options import RUNS, Run, Runs, Which
+
 
 def inspect(
     file: Annotated[
@@ -47,10 +49,10 @@ def inspect(
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or RECIPE/NAME.")],
+    run: Run,
     file: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="What to write.")],
-    checkpoint: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint.")] = "best",
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
+    checkpoint: Which = "best",
+    runs: Runs = RUNS,
 ) -> None:
     """Write a run's weights as safetensors.
 

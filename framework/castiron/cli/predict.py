@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from castiron.cli.options import RUNS, OnMismatch, Run, Runs, Weights, Which
+
 
 def predict(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or RECIPE/NAME.")],
+    run: Run,
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="What to predict for.")] = None,
     file: Annotated[
         Path | None,
@@ -19,16 +21,10 @@ def predict(
             help="Inputs: a text per line, or in .jsonl a text or mapping per line; - reads from a pipe."
         ),
     ] = None,
-    checkpoint: Annotated[str, typer.Option(metavar="best|last", help="Which checkpoint.")] = "best",
-    weights: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Use these weights, of any origin, in place of the run's."),
-    ] = None,
-    on_mismatch: Annotated[
-        str,
-        typer.Option(metavar="refuse|cast", help="What to do with weights of other formats than the run's."),
-    ] = "refuse",
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
+    checkpoint: Which = "best",
+    weights: Weights = None,
+    on_mismatch: OnMismatch = "refuse",
+    runs: Runs = RUNS,
     json: Annotated[bool, typer.Option("--json", help="For programs: a JSON mapping per line.")] = False,
 ) -> None:
     """Predict with a trained run, in its own policy.

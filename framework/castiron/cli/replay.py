@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from castiron.cli.options import RUNS, Runs
+
 if TYPE_CHECKING:
     from castiron.policy import PrecisionPolicy
 
@@ -25,7 +27,7 @@ def replay(
         list[str] | None,
         typer.Option(metavar="LAYER", help="Try this layer in float32; may be repeated."),
     ] = None,
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
+    runs: Runs = RUNS,
     recipe: Annotated[
         str | None,
         typer.Option(metavar="FILE.py:CLASS", help="The recipe, where it lies elsewhere on this machine."),

@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
+from castiron.cli.options import RUNS, Run, Runs
+
 
 def report(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or RECIPE/NAME.")],
+    run: Run,
     html: Annotated[bool, typer.Option("--html", help="Write one page, to be opened anywhere.")] = False,
     terminal: Annotated[bool, typer.Option("--terminal", help="Print it (the default).")] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where the page goes [RUN/report.html]."),
     ] = None,
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
+    runs: Runs = RUNS,
 ) -> None:
     """Tell a run, in the terminal or on one page.
 

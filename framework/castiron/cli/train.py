@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from castiron.cli.options import RUNS, Runs
+
 if TYPE_CHECKING:
     from castiron.training import LoadedConfig, Outcome, RunDirectory
 
@@ -25,7 +27,7 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings said otherwise: optimizer.lr=3e-4 (YAML)."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; the time by default.")] = None,
-    runs: Annotated[Path, typer.Option(metavar="DIR", help="Where runs are kept.")] = Path("runs"),
+    runs: Runs = RUNS,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with this run: its folder, or RECIPE/NAME.")
     ] = None,
