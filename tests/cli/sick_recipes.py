@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+from small_recipes import Made
 from torch import nn
 from torch.nn import functional as F
 
-from castiron.data import Field, Schema
-from castiron.training import Recipe
 
-
-class _Patient(Recipe):
+class _Patient(Made):
     shape: tuple[int, ...] = (16,)
-
-    def schema(self):
-        return Schema.of(
-            Field(name="x", role="feature", dtype="float32", shape=self.shape),
-            Field(name="label", role="target", dtype="int64"),
-        )
-
-    def embedded_data(self, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        rng = np.random.default_rng(0)
-        files = {}
-        for split, rows in (("train", 1024), ("validation", 64), ("test", 64)):
-            x = rng.standard_normal((rows, *self.shape)).astype(np.float32)
-            label = (x.reshape(rows, -1)[:, :4].sum(1) > 0).astype(np.int64)
-            files[split] = folder / f"{split}.npz"
-            np.savez(files[split], x=x, label=label)
-        return files
-
-    def inputs(self, batch):
-        return (batch["x"],)
-
-    def loss(self, outputs, batch):
-        return F.cross_entropy(outputs, batch["label"])
+    sizes = (("train", 1024), ("validation", 64), ("test", 64))
 
 
 class Blocks(nn.Module):

@@ -11,8 +11,11 @@ from castiron.data import Field, Schema
 from castiron.training import Recipe
 
 
-class _Made(Recipe):
+class Made(Recipe):
+    """Random numbers, with a label that follows from the first four of a row."""
+
     shape: tuple[int, ...] = (8,)
+    sizes = (("train", 256), ("validation", 32), ("test", 32))
 
     def schema(self):
         return Schema.of(
@@ -24,7 +27,7 @@ class _Made(Recipe):
         folder.mkdir(parents=True, exist_ok=True)
         rng = np.random.default_rng(0)
         files = {}
-        for split, rows in (("train", 256), ("validation", 32), ("test", 32)):
+        for split, rows in self.sizes:
             x = rng.standard_normal((rows, *self.shape)).astype(np.float32)
             label = (x.reshape(rows, -1)[:, :4].sum(1) > 0).astype(np.int64)
             files[split] = folder / f"{split}.npz"
@@ -38,7 +41,7 @@ class _Made(Recipe):
         return F.cross_entropy(outputs, batch["label"])
 
 
-class Rows(_Made):
+class Rows(Made):
     """An MLP on rows."""
 
     name = "small-mlp"
@@ -47,7 +50,7 @@ class Rows(_Made):
         return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
 
 
-class Sequences(_Made):
+class Sequences(Made):
     """A transformer on sequences."""
 
     name = "small-transformer"
