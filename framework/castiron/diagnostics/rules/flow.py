@@ -16,8 +16,7 @@ RULES: tuple[Rule, ...] = (
         what="An operation got floating-point tensors of different formats, and computed in the widest of "
         "them.",
         why="torch promotes elementwise operations in silence: one float64 constant turns everything after "
-        "it "
-        "into float64, a float32 parameter added to bfloat16 activations undoes mixed precision.",
+        "it into float64, a float32 parameter added to bfloat16 activations undoes mixed precision.",
         remedy="Make the operand in the format of the other: x.new_tensor(...), parameter.to(x.dtype), or "
         "torch.from_numpy(array).to(x.dtype).",
         bad="def forward(self, x):\n    return self.head(x) * torch.from_numpy(np.ones(4))",
@@ -29,8 +28,8 @@ RULES: tuple[Rule, ...] = (
         severity="error",
         what="A float64 tensor is made or computed with, and the policy declares none.",
         why="NumPy, default_collate of Python floats and torch.tensor(np.float64(1)) give float64. It "
-        "computes two "
-        "to four times slower on a CPU and up to 64 times slower on a GPU, and spreads to what it meets.",
+        "computes two to four times slower on a CPU and up to 64 times slower on a GPU, and spreads to what "
+        "it meets.",
         remedy="State the format where the tensor is made (dtype=torch.float32), or declare float64.",
         bad="def forward(self, x):\n    return self.head(x).double().tanh()",
         good="def forward(self, x):\n    return self.head(x).tanh()",
@@ -42,8 +41,7 @@ RULES: tuple[Rule, ...] = (
         what="A matrix product, convolution, recurrent layer or attention computes in another format than "
         "planned.",
         why="Frameworks follow the operands, not the declaration: the speed, the memory and the rounding "
-        "that were "
-        "declared are not what runs, and nothing says so.",
+        "that were declared are not what runs, and nothing says so.",
         remedy="Give the operands the planned format, or declare a layer rule for this module.",
         bad="def forward(self, x):  # bf16-mixed\n    with torch.autocast('cpu', dtype=torch.float16):\n"
         "        return self.head(x)",
@@ -55,8 +53,7 @@ RULES: tuple[Rule, ...] = (
         severity="warning",
         what="Code casts a tensor to another format than the plan has there (.float(), .half(), .to(dtype)).",
         why="The cast goes before the policy: what follows it runs in a format that nobody declared. To a "
-        "narrower "
-        "format it also loses digits or range.",
+        "narrower format it also loses digits or range.",
         remedy="Remove the cast and declare the format: a layer rule or an island.",
         bad="def forward(self, x):\n    return self.head(x).half().tanh()",
         good="def forward(self, x):\n    return self.head(x).tanh()",
@@ -68,8 +65,8 @@ RULES: tuple[Rule, ...] = (
         what="Code switches autocast off around an operation that is planned in 16 bits.",
         why="What is inside runs in the format of its operands, unseen by the policy, and mixed operands "
         "raise.",
-        remedy="Remove torch.autocast(enabled=False), and declare the layers that are to stay wide: "
-        'layers: {"head": {compute: float32}}.',
+        remedy="Remove torch.autocast(enabled=False), and declare the layers that are to stay wide: layers: "
+        '{"head": {compute: float32}}.',
         bad="def forward(self, x):  # bf16-mixed\n    with torch.autocast('cpu', enabled=False):\n"
         "        return self.head(x.float())",
         good="def forward(self, x):  # bf16-mixed\n    return self.head(x)",
@@ -80,8 +77,7 @@ RULES: tuple[Rule, ...] = (
         severity="error",
         what="An operation is given operands of formats that its kernel does not take together.",
         why="On real tensors it raises, with a message that names neither the layer nor the line (on fake "
-        "and meta "
-        "tensors it passes).",
+        "and meta tensors it passes).",
         remedy="Cast one operand to the format of the others before the operation.",
         bad="def forward(self, x):\n    return self.head(x.double())",
         good="def forward(self, x):\n    return self.head(x)",
@@ -92,8 +88,7 @@ RULES: tuple[Rule, ...] = (
         severity="error",
         what="The framework stopped with an error about formats.",
         why="Its message says which formats met in which kernel; castiron adds the layer, the line, the "
-        "operands "
-        "and what to do.",
+        "operands and what to do.",
         remedy="Cast the operand that is not in the planned format.",
         bad="def forward(self, x):\n    return F.embedding(x, self.head.weight)",
         good="def forward(self, x):\n    return F.embedding(x.argmax(-1) % 4, self.head.weight)",
@@ -105,11 +100,9 @@ RULES: tuple[Rule, ...] = (
         what="An operation that the policy keeps wide (softmax, norm, exponential, sum, loss) gets 16-bit "
         "operands.",
         why="Sums of 16-bit numbers stop growing at 256 (bfloat16) or 2,048 (float16) equal terms; exp "
-        "overflows "
-        "float16 beyond 11.09; a variance loses all its digits.",
+        "overflows float16 beyond 11.09; a variance loses all its digits.",
         remedy="Leave the operation to the policy: no dtype= of 16 bits, no out= and no in-place form "
-        "(these go "
-        "round the islands). Or declare it: islands: {softmax: null}.",
+        "(these go round the islands). Or declare it: islands: {softmax: null}.",
         bad="def forward(self, x):  # bf16-mixed\n    return self.head(x).softmax(-1, dtype=torch.bfloat16)",
         good="def forward(self, x):  # bf16-mixed\n    return self.head(x).softmax(-1)",
     ),
@@ -141,8 +134,7 @@ RULES: tuple[Rule, ...] = (
         severity="error",
         what="A layer, or the model, hands on another format than its row of the plan says.",
         why="The next layer computes in what it is given; a result in a narrower format than declared has "
-        "lost "
-        "digits that somebody relies on.",
+        "lost digits that somebody relies on.",
         remedy="Remove the cast at the end of the layer's forward, or declare its `output`.",
         bad="def forward(self, x):\n    return self.head(x).bfloat16()",
         good="def forward(self, x):\n    return self.head(x)",
@@ -177,8 +169,7 @@ RULES: tuple[Rule, ...] = (
         what="The policy declares a wide master copy of narrow parameters, and the optimizer updates them "
         "directly.",
         why="An update smaller than half a spacing of the weight rounds to nothing: with bfloat16 and a "
-        "learning "
-        "rate of 1e-4 a weight of 1.0 never moves.",
+        "learning rate of 1e-4 a weight of 1.0 never moves.",
         remedy="Pass the optimizer through castiron (Trainer, or castiron.torch's master weights).",
         bad="optimizer = torch.optim.SGD(model.bfloat16().parameters(), lr=1e-3)  # bf16-true",
         good="optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)  # bf16-mixed",
@@ -189,8 +180,7 @@ RULES: tuple[Rule, ...] = (
         severity="error",
         what="Integers (ids, positions, counts) are put into a float format that cannot hold them exactly.",
         why="bfloat16 holds integers exactly up to 256, float16 up to 2,048, float32 up to 16,777,216: "
-        "beyond it "
-        "id 2,909 becomes 2,912, which is another word.",
+        "beyond it id 2,909 becomes 2,912, which is another word.",
         remedy="Keep ids and counts as integers, or make them in float32.",
         bad="def forward(self, x):\n    positions = torch.arange(1000, dtype=torch.bfloat16)\n"
         "    return self.head(x) + positions.sum().float()",
@@ -216,9 +206,7 @@ RULES: tuple[Rule, ...] = (
         severity="error",
         what="Outputs and targets differ in shape, and the loss compares every one with every other.",
         why="Outputs [B, 1] against targets [B] broadcast to [B, B]: the model learns the mean of all "
-        "targets. torch "
-        "warns at "
-        "most; a loss written by hand says nothing.",
+        "targets. torch warns at most; a loss written by hand says nothing.",
         remedy="Give both one shape: outputs.squeeze(-1), or targets.unsqueeze(-1).",
         bad="loss = F.mse_loss(outputs[:, :1], targets[:, 0])  # [16, 1] and [16]",
         good="loss = F.mse_loss(outputs[:, 0], targets[:, 0])",
@@ -229,8 +217,7 @@ RULES: tuple[Rule, ...] = (
         severity="error",
         what="No axis of the output is as long as the batch.",
         why="A reshape across the batch axis mixes samples: (4, 14, 14) seen as (1, 784) gives one "
-        "prediction for "
-        "four images, without an error.",
+        "prediction for four images, without an error.",
         remedy="Keep the batch axis in every reshape: x.flatten(1), x.reshape(len(x), -1).",
         bad="def forward(self, x):\n    return self.head(x.reshape(-1, 8)[::2])",
         good="def forward(self, x):\n    return self.head(x)",
@@ -282,8 +269,7 @@ RULES: tuple[Rule, ...] = (
         severity="warning",
         what="This process turns subnormal numbers into zero.",
         why="A library built with -ffast-math may switch it on for everybody. Small gradients vanish "
-        "earlier than "
-        "the format says.",
+        "earlier than the format says.",
         remedy="Call torch.set_flush_denormal(False) after the libraries are imported.",
         bad="torch.set_flush_denormal(True)",
         good="torch.set_flush_denormal(False)",
@@ -304,8 +290,7 @@ RULES: tuple[Rule, ...] = (
         severity="warning",
         what="The same weight is cast again and again within one forward pass.",
         why="Every cast reads and writes the whole weight; autocast keeps one cast per pass only of "
-        "parameters that "
-        "it casts itself.",
+        "parameters that it casts itself.",
         remedy="Cast once before the loop, or leave the cast to the policy.",
         bad="def forward(self, x):\n    for _ in range(4):\n"
         "        y = F.linear(x.bfloat16(), self.head.weight.bfloat16())\n    return y.float()",
@@ -378,8 +363,8 @@ RULES: tuple[Rule, ...] = (
         name="known-bad-in-this-format",
         severity="warning",
         what="An operation or an optimizer is known to give wrong numbers in the format that it has here.",
-        why="Adding up by index in 16 bits stops counting, coordinates of 16 bits miss pixels, Adam's eps of "
-        "1e-8 is zero in float16, and its second moment in bfloat16 never falls again.",
+        why="Adding up by index in 16 bits stops counting, coordinates of 16 bits miss pixels, Adam's eps "
+        "of 1e-8 is zero in float16, and its second moment in bfloat16 never falls again.",
         remedy="Compute it in float32: a layer rule, .float() before it, or `state: float32`.",
         bad="def forward(self, x):\n    ones = torch.ones(1000, dtype=torch.bfloat16)\n"
         "    counts = ones.new_zeros(2).index_add(0, torch.zeros(1000, dtype=torch.int64), ones)\n"
@@ -396,8 +381,8 @@ RULES: tuple[Rule, ...] = (
         why="Where the mean is large beside the spread the two are nearly equal, and their leading digits "
         "cancel: in float32 the deviation of a thousand times 1000.1 comes out as 0.61, that of sixty-four "
         "times as the root of a negative number.",
-        remedy="Take the mean of squared deviations: x.var(unbiased=False), or "
-        "(x - x.mean()).square().mean().",
+        remedy="Take the mean of squared deviations: x.var(unbiased=False), or (x - "
+        "x.mean()).square().mean().",
         bad="def forward(self, x):\n    h = self.head(x)\n    return (h * h).mean() - h.mean() ** 2",
         good="def forward(self, x):\n    h = self.head(x)\n    return h.var(unbiased=False)",
     ),

@@ -11,8 +11,8 @@ RULES: tuple[Rule, ...] = (
         severity="error",
         what="A loss, a gradient or a buffer of a training step is NaN or infinite. The step was held: "
         "parameters, optimizer state, schedules, buffers and the step count are as they were before it.",
-        why="One such step poisons the weights, the moments of the optimizer, or the running statistics of a "
-        "BatchNorm for good; frameworks train on.",
+        why="One such step poisons the weights, the moments of the optimizer, or the running statistics of "
+        "a BatchNorm for good; frameworks train on.",
         remedy="Look at the rows and tensors that are named. `guard: {response: hold}` goes on without such "
         "steps, as far as `guard.budget` reaches.",
         bad="loss = (prediction / count).mean()  # count is 0 in one row",
@@ -23,8 +23,7 @@ RULES: tuple[Rule, ...] = (
         name="overflow",
         severity="error",
         what="An operation gave an infinity (or NaN, from infinities inside it) out of finite operands: its "
-        "result "
-        "is larger than its format can hold.",
+        "result is larger than its format can hold.",
         why="float16 ends at 65,504. One infinity makes the loss NaN a few operations later, where "
         "frameworks notice, if they do.",
         remedy="Compute the layer in float32, or make its operands smaller.",
@@ -36,8 +35,8 @@ RULES: tuple[Rule, ...] = (
         name="zero-over-zero",
         severity="error",
         what="An operation divided zero by zero, infinity by infinity, or took infinity from infinity: a "
-        "constant "
-        "column that is standardised, a softmax over a row that is masked whole, a mean of nothing.",
+        "constant column that is standardised, a softmax over a row that is masked whole, a mean of "
+        "nothing.",
         why="The result is NaN, and so is all that it reaches; masking it afterwards does not clear the "
         "gradient.",
         remedy="Keep the divisor away from zero, and leave something to take the softmax or the mean of.",
@@ -59,8 +58,7 @@ RULES: tuple[Rule, ...] = (
         name="outside-the-domain",
         severity="error",
         what="An operation has no finite value (or no finite slope) where it was asked: log of 0, sqrt of a "
-        "negative "
-        "number, the slope of sqrt at 0, division by 0.",
+        "negative number, the slope of sqrt at 0, division by 0.",
         why="The loss becomes infinite or NaN, or only the gradient does while the loss looks well.",
         remedy="Keep the operands inside the domain, or use the stable function: log_softmax, "
         "binary_cross_entropy_with_logits, torch.linalg.vector_norm.",
@@ -74,8 +72,7 @@ RULES: tuple[Rule, ...] = (
         what="A parameter, a buffer or another tensor was not finite before the step began.",
         why="The step at hand is only where it was noticed.",
         remedy="Go back to a checkpoint in which it is finite; `guard.watch` with parameters and optimizer "
-        "stops at "
-        "the step that spoils it.",
+        "stops at the step that spoils it.",
     ),
     Rule(
         code="N507",
@@ -84,8 +81,7 @@ RULES: tuple[Rule, ...] = (
         what="A field of the batch was not finite when it reached the model.",
         why="One such row makes the whole batch NaN in a BatchNorm; the model is not to blame.",
         remedy="Mend or leave out the rows that are named; declare the field in a data contract, which "
-        "refuses them "
-        "at load.",
+        "refuses them at load.",
     ),
     Rule(
         code="N508",
@@ -104,9 +100,8 @@ RULES: tuple[Rule, ...] = (
         severity="error",
         what="The step that was bad is finite when it is run again on the same parameters, batch and random "
         "state.",
-        why="Then it is not the model's arithmetic: compiled code that differs from eager code, an operation "
-        "that is "
-        "not deterministic, memory that was overwritten, a faulty device.",
+        why="Then it is not the model's arithmetic: compiled code that differs from eager code, an "
+        "operation that is not deterministic, memory that was overwritten, a faulty device.",
         remedy="Train without compile and with deterministic algorithms; where it stays, suspect the device.",
     ),
     Rule(
@@ -125,9 +120,8 @@ RULES: tuple[Rule, ...] = (
         name="bad-loss-healthy-gradients",
         severity="error",
         what="The loss is NaN or infinite, and every gradient is finite (most often exactly 0).",
-        why="All targets of a batch are ignored, or its mask is empty: the mean of nothing. The weights were "
-        "never "
-        "in danger, but the mean of the losses is.",
+        why="All targets of a batch are ignored, or its mask is empty: the mean of nothing. The weights "
+        "were never in danger, but the mean of the losses is.",
         remedy="Skip such batches, or divide by `count.clamp(min=1)`.",
         bad="loss = cross_entropy(logits, targets, ignore_index=-100)  # every target is -100",
         good="loss = cross_entropy(logits, targets, reduction='sum') / (targets != -100).sum().clamp(min=1)",
