@@ -9,12 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import sys
-import types
-import unittest
-import unittest.mock
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -40,22 +35,6 @@ OTHER_RESULTS = {
 }  # fmt: skip
 """Statistics of norms are saved for backward in float32, which fake tensors do not know and nothing else
 sees; of `addr` the formats of the operands are judged, whatever its result."""
-
-
-def operations() -> list[Any]:
-    """torch's list. Its module wants a package for its own tests, which castiron does not have."""
-    if "expecttest" not in sys.modules:
-        stand_in = types.ModuleType("expecttest")
-        stand_in.TestCase = unittest.TestCase  # type: ignore[attr-defined]
-        sys.modules["expecttest"] = stand_in
-    try:
-        # imported, it would forbid everybody in this process to set a switch of cuDNN
-        with warnings.catch_warnings(), unittest.mock.patch("torch.backends.disable_global_flags"):
-            warnings.simplefilter("ignore")
-            from torch.testing._internal.common_methods_invocations import op_db
-    except ImportError as e:
-        pytest.skip(f"this torch has no list of its operations: {e}")
-    return list(op_db)
 
 
 def is_float(leaf: Any) -> bool:
@@ -118,12 +97,14 @@ def mixed(op: Any, device: str) -> Iterator[tuple[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("device", DEVICES)
-def test_every_operation_of_torch(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_operation_of_torch(
+    device: str, monkeypatch: pytest.MonkeyPatch, list_of_torch: Callable[[str, str], list[Any]]
+) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     monkeypatch.setattr(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)
     wrong, tried = [], 0
-    for op in operations():
+    for op in list_of_torch("common_methods_invocations", "op_db"):
         if torch.float32 not in op.supported_dtypes(device) or op.name in NOT_CALLED | NEEDS_NUMBERS:
             continue
         for what, tree in mixed(op, device):

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import sys
-import types
-import unittest
-import unittest.mock
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,28 +57,12 @@ def test_transformers(name: str) -> None:
         assert found(script.audited(name, policy)) == IN_SIXTEEN_BITS.get(name, set())
 
 
-def modules() -> list[Any]:
-    """torch's list of its modules. Its own tests want a package that castiron does not have."""
-    if "expecttest" not in sys.modules:
-        stand_in = types.ModuleType("expecttest")
-        stand_in.TestCase = unittest.TestCase  # type: ignore[attr-defined]
-        sys.modules["expecttest"] = stand_in
-    try:
-        # imported, it would forbid everybody in this process to set a switch of cuDNN
-        with warnings.catch_warnings(), unittest.mock.patch("torch.backends.disable_global_flags"):
-            warnings.simplefilter("ignore")
-            from torch.testing._internal.common_modules import module_db
-    except ImportError as e:
-        pytest.skip(f"this torch has no list of its modules: {e}")
-    return list(module_db)
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("policy", ["float32", "bf16-mixed", "fp16-mixed"])
-def test_torch_nn(policy: str) -> None:
+def test_torch_nn(policy: str, list_of_torch: Callable[[str, str], list[Any]]) -> None:
     wrong, tried = [], 0
-    for info in modules():
+    for info in list_of_torch("common_modules", "module_db"):
         if "Lazy" in info.name:
             continue  # refused with L209: they have no parameters to plan before their first batch
         inputs = info.module_inputs_func(
