@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from castiron.diagnostics import ConfigError, RunError
+from castiron.diagnostics import ConfigError, ManifestError
 from castiron.health import tags
 from castiron.keras import run as run_module
 from castiron.keras.incidents import IncidentFolder
@@ -64,7 +64,7 @@ def test_a_run_leaves_the_files_and_pages_that_the_other_wing_leaves(whole: Any)
     files = {p.name for p in run.path.iterdir()}
     wanted = {"config.yaml", "plan.json", "data.json", "environment.json", "metrics.jsonl", "summary.json"}
     assert wanted <= files
-    assert {p.name for p in run.checkpoints.iterdir()} == {"best.safetensors", "last.safetensors"}
+    assert {p.stem for p in run.checkpoints.iterdir()} == {"best", "last", "last-2"}
     events = EventAccumulator(str(run.path)).Reload()
     scalars = set(events.Tags()["scalars"])
     wanted_tags = [tags.loss("train"), tags.metric("accuracy", "validation"), tags.metric("f1", "test")]
@@ -225,5 +225,5 @@ def test_a_damaged_checkpoint_is_said(whole: Any, tmp_path: Path) -> None:
 
     damaged = tmp_path / "last.safetensors"
     damaged.write_bytes((whole[0].checkpoints / "last.safetensors").read_bytes()[:100])
-    with pytest.raises(RunError, match="X822 The checkpoint cannot be loaded"):
+    with pytest.raises(ManifestError, match="C601 The checkpoint cannot be used: it ends in the middle"):
         read_state(damaged)

@@ -1,11 +1,11 @@
 """Checkpoints of a run: `last.safetensors` to resume from, `best.safetensors` to use; each appears whole or
-not at all. Reading one runs no code from it."""
+not at all, sealed and with its precision manifest. Reading one runs no code from it."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,21 @@ import tensorflow as tf
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from castiron.diagnostics import Place, RunError, finding
-from castiron.keras.dtypes import dtype_name
+from castiron.diagnostics import Finding, ManifestError, Place, finding
+from castiron.keras.manifest import cast, expected_of, manifest_of, named
 from castiron.keras.module import RecipeModel
-from castiron.keras.modules import variables
-from castiron.training.run_directory import written
-
-_STATE = "castiron"
+from castiron.training.checkpoint_file import (
+    SEAL,
+    STATE,
+    UNSEALED,
+    check_intact,
+    damaged,
+    new_file,
+    seal_safetensors,
+)
+from castiron.training.inspection.safetensors import header
+from castiron.training.manifest import KEY, Manifest, TensorRecord, read_manifest
+from castiron.training.manifest_check import OnMismatch, Row, cast_told, check, overflow, same_content
 
 
 def random_state() -> dict[str, Any]:
@@ -41,101 +49,158 @@ def restore_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, np.asarray(keys, np.uint32), position, has_gauss, cached))
 
 
-def write(path: Path, module: RecipeModel, state: dict[str, Any]) -> None:
+def write(
+    path: Path,
+    module: RecipeModel,
+    state: dict[str, Any],
+    *,
+    assets: Mapping[str, str] | None = None,
+    replacing: Callable[[], None] | None = None,
+) -> None:
     """Write everything that training goes on from.
 
     Args:
-        state: JSON-ready; comes back from `read`.
+        state: JSON-ready, with `step`; comes back from `read_state`.
+        assets: file that the recipe learned → its digest.
+        replacing: called when the new file is on the disk, right before it takes its name.
 
     Raises:
-        RunError: the disk is full, or the folder cannot be written (X819).
+        RunError: the disk is full, or the folder cannot be written (X819). What was there stays.
     """
-    arrays, dtypes = {}, {}
-    for name, variable in _named(module, training=True).items():
-        value = np.ascontiguousarray(variable.numpy())
-        dtypes[name] = dtype_name(variable.dtype)
-        # Safetensors for NumPy knows its own types only: others go as whole numbers of their size.
-        arrays[name] = value if value.dtype.kind in "fiub" else value.view(f"u{value.dtype.itemsize}")
-        arrays[name] = arrays[name].reshape(variable.shape.as_list())
-    told = {**state, "scaler": module.scaler.state_dict(), "dtypes": dtypes, "policy": str(module.policy)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with written(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(arrays, temporary, {_STATE: json.dumps(told)})
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    found = named(module, training=True)
+    arrays = {}
+    for kind, own in found.items():
+        for name, variable in own.items():
+            value = np.ascontiguousarray(variable.numpy())
+            # Safetensors for NumPy knows its own types only: others go as whole numbers of their size.
+            plain = value if value.dtype.kind in "fiub" else value.view(f"u{value.dtype.itemsize}")
+            arrays[f"{kind}/{name}"] = plain.reshape(variable.shape.as_list())
+    manifest = manifest_of(module, found, arrays, step=state["step"], assets=dict(assets or {}))
+    words = {STATE: json.dumps(state), KEY: manifest.as_json(), SEAL: UNSEALED}
+    with new_file(path, replacing) as file:
+        save_file(arrays, file.name, words)
+        seal_safetensors(Path(file.name))
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """What `write` was given as state.
 
     Raises:
-        RunError: the file is missing or damaged (X822).
+        ManifestError: the file is missing or damaged (C601), or is none of castiron's (C602).
     """
-    try:
-        with safe_open(path, "np") as file:
-            state: dict[str, Any] = json.loads((file.metadata() or {})[_STATE])
-            state["step"], state["dtypes"]
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as e:
-        raise _not_loaded(path, str(e) or type(e).__name__) from e
-    return state
+    return _opened(path)[0]
 
 
-def load(path: Path, module: RecipeModel, *, training: bool) -> dict[str, Any]:
-    """Give a model what a checkpoint holds. → the state that it was written with.
+def load(
+    path: Path,
+    module: RecipeModel,
+    *,
+    training: bool,
+    assets: Mapping[str, str] | None = None,
+    on_mismatch: OnMismatch = "refuse",
+) -> list[Finding]:
+    """Give a model what a checkpoint holds. → what there is to tell.
+
+    Everything is read and verified before the first variable is written to.
 
     Args:
         training: also optimizer, scaler and average, to go on; else the weights alone, averaged where the run
             kept an average.
+        assets: file that the recipe learned → its digest; compared with those of the checkpoint.
+        on_mismatch: what is done with tensors of other formats.
 
     Raises:
-        RunError: the file is damaged, or of another model or optimizer (X822).
+        ManifestError: the file is damaged, or of another model, recipe or policy (C6xx).
     """
-    state = read_state(path)
-    own = _named(module, training=training)
+    _, manifest, stored = _opened(path)
+    same_content(manifest, stored, path)
+    expected = expected_of(module, manifest, training=training, assets=assets)
+    told = check(manifest, expected, path, on_mismatch)
+    cast_rows = _give(path, module, manifest, training=training)
+    same_scaling = (manifest.scaler or {}).get("kind") == module.scaler.kind if training else False
+    if training and same_scaling:
+        module.scaler.load_state_dict(dict(manifest.scaler or {}))
+    if training and not manifest.tensors.get("masters"):
+        module.updates.adopt()
+    return [f for f in told if f.severity != "error"] + ([cast_told(cast_rows, path)] if cast_rows else [])
+
+
+def put_back(path: Path, module: RecipeModel) -> None:
+    """Give a live training what it wrote itself a while ago.
+
+    Raises:
+        ManifestError: the file is damaged (C601).
+    """
+    _, manifest, _ = _opened(path)
+    _give(path, module, manifest, training=True)
+    module.scaler.load_state_dict(dict(manifest.scaler or {}))
+
+
+def _opened(path: Path) -> tuple[dict[str, Any], Manifest, dict[str, dict[str, TensorRecord]]]:
+    """State, manifest, and what is stored in the file by its header, of a file that is whole."""
+    check_intact(path)
+    manifest = read_manifest(path)
+    words, tensors = header(path)
+    if manifest is None or STATE not in words:
+        raise ManifestError(
+            finding("C602", "The checkpoint carries no precision manifest.", place=Place(file=str(path)))
+        )
+    try:
+        state: dict[str, Any] = json.loads(words[STATE])
+        state["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise damaged(path, "what it says of the training cannot be read") from None
+    stored: dict[str, dict[str, TensorRecord]] = {}
+    for full, there in tensors.items():
+        kind, _, name = full.partition("/")
+        told = manifest.tensors.get(kind, {}).get(name)
+        if told is not None and _stored_as(told.dtype) == there.dtype:
+            there = there.model_copy(update={"dtype": told.dtype})
+        stored.setdefault(kind, {})[name] = there
+    return state, manifest, stored
+
+
+def _stored_as(dtype: str) -> str:
+    """The format of the bytes of a format, as `write` has them."""
+    try:
+        own = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+    except TypeError:
+        return dtype
+    return dtype if own.kind in "fiub" else f"uint{8 * own.itemsize}"
+
+
+def _give(path: Path, module: RecipeModel, manifest: Manifest, *, training: bool) -> list[Row]:
+    """Write to the variables. → a row for each that was cast.
+
+    Raises:
+        ManifestError: a value overflows in the format asked for (C614), or the file cannot be read (C601).
+            Nothing was written then.
+    """
+    given: list[tuple[Any, Any]] = []
+    rows: list[Row] = []
+    averages = {} if training else manifest.tensors.get("average", {})
     try:
         with safe_open(path, "np") as file:
-            known = set(file.keys())
-            for name, variable in own.items():
-                source = name
-                average = name.replace("model/", "average/", 1)
-                if not training and name.startswith("model/") and average in known:
-                    source = average
-                if source not in known:
-                    raise _not_loaded(path, f"it has no '{source}'")
-                array = file.get_tensor(source)
-                array = array.view(tf.as_dtype(state["dtypes"][source]).as_numpy_dtype)
-                if list(array.shape) != variable.shape.as_list():
-                    raise _not_loaded(
-                        path, f"'{source}' has the shape {tuple(array.shape)}, here {tuple(variable.shape)}"
-                    )
-                variable.assign(tf.cast(array.reshape(variable.shape.as_list()), variable.dtype))
+            for kind, own in named(module, training=training).items():
+                for name, variable in own.items():
+                    source = "average" if kind in ("parameters", "buffers") and name in averages else kind
+                    told = manifest.tensors.get(source, {}).get(name)
+                    if told is None:  # a master copy that the checkpoint's policy had none of
+                        continue
+                    stored = tf.as_dtype(told.dtype)
+                    value = file.get_tensor(f"{source}/{name}").view(stored.as_numpy_dtype)
+                    value = value.reshape(variable.shape.as_list())
+                    if stored == variable.dtype:
+                        given.append((variable, value))
+                        continue
+                    narrow, row = cast(value, told.dtype, variable.dtype, (kind, name))
+                    given.append((variable, narrow))
+                    if source == kind:  # averages are wide on purpose
+                        rows.append(row)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as e:
-        raise _not_loaded(path, str(e) or type(e).__name__) from e
-    if training:
-        module.scaler.load_state_dict(state["scaler"])
-    return state
-
-
-def _named(module: RecipeModel, *, training: bool) -> dict[str, Any]:
-    """Name within a checkpoint → tf.Variable."""
-    named = {f"model/{n}": v._value for n, v in variables(module.model).items()}
-    if not training:
-        return named
-    known = {id(v) for v in named.values()}
-    others = [v for v in module.core.snapshot.variables if id(v) not in known]
-    named |= {f"state/{i}": v for i, v in enumerate(others)}
-    named |= {f"optimizer/{i}": v for i, v in enumerate(module.updates.variables())}
-    if module.average is not None:
-        named |= {f"average/{n}": v for n, v in module.average.averages.items()}
-        named["averaged"] = module.average.updates
-    return named
-
-
-def _not_loaded(path: Path, reason: str) -> RunError:
-    first = reason.strip().splitlines()[0]
-    return RunError(finding("X822", f"The checkpoint cannot be loaded: {first}", place=Place(file=str(path))))
+        raise damaged(path, (str(e) or type(e).__name__).strip().splitlines()[0]) from e
+    if bad := [row for row in rows if "infinite" in str(row[3])]:
+        raise overflow(bad, path)
+    for variable, value in given:
+        variable.assign(value)
+    return rows

@@ -22,6 +22,8 @@ from castiron.keras.responding import Restore, RollbackPoints
 from castiron.keras.stopping import GracefulStop
 from castiron.policy import Plan
 from castiron.training.backend import Job, Outcome, Status
+from castiron.training.checkpoints import rotate
+from castiron.training.manifest import asset_digests
 from castiron.training.preparation import Prepared
 from castiron.training.run_directory import CONFIG
 from castiron.training.schedules import total_steps
@@ -50,6 +52,7 @@ class TrainingRun:
         self._since_validation = 0
         self._tried = 0
         self._overflows = 0
+        self._written: dict[Path, int] = {}
         self._message = ""
         self._points: RollbackPoints | None = None
         if self._policy.guard.response == "rollback":
@@ -61,9 +64,18 @@ class TrainingRun:
             job.reporter.say(note)
         state: dict[str, Any] = {}
         if job.checkpoint is not None:
-            for layer in checkpoints.read_state(job.checkpoint).get("responses", {}).get("promoted", ()):
+            state = checkpoints.read_state(job.checkpoint)
+            for layer in state.get("responses", {}).get("promoted", ()):
                 self._held.plan = self.promote(layer)
-            state = checkpoints.load(job.checkpoint, self._module, training=True)
+            job.reporter.findings(
+                checkpoints.load(
+                    job.checkpoint,
+                    self._module,
+                    training=True,
+                    assets=self._assets(),
+                    on_mismatch=job.on_mismatch,
+                )
+            )
         with EventWriter(
             job.run.path,
             on_problem=lambda f: job.reporter.findings([f]),
@@ -217,7 +229,7 @@ class TrainingRun:
         checkpoints.write(path, self._module, {"step": step})
 
         def restore() -> None:
-            checkpoints.load(path, self._module, training=True)
+            checkpoints.put_back(path, self._module)
 
         return restore, lambda: path.unlink(missing_ok=True)
 
@@ -254,7 +266,7 @@ class TrainingRun:
         score = results.get(config.monitor)
         if score is not None and self._is_better(score, self._best[0], config.mode):
             self._best = [score, recorder.step, dict(results)]
-            self._write(self._path("best"))
+            self._write(self._path("best"), self._config.keep_best)
         self._stop_early(results)
         if config.checkpoint_every is None:
             self._write_last()
@@ -287,10 +299,16 @@ class TrainingRun:
         return self._job.run.checkpoints / f"{stem}.safetensors"
 
     def _write_last(self) -> None:
-        self._write(self._path("last"))
+        self._write(self._path("last"), self._config.keep_last)
 
-    def _write(self, path: Path) -> None:
+    def _assets(self) -> dict[str, str]:
+        return asset_digests(self._job.run.assets)
+
+    def _write(self, path: Path, keep: int) -> None:
         recorder = self._recorder
+        # What is written twice in a step replaces itself; older ones stay as they are.
+        again = self._written.get(path) == recorder.step
+        self._written[path] = recorder.step
         checkpoints.write(
             path,
             self._module,
@@ -307,6 +325,8 @@ class TrainingRun:
                 "responses": self._held.responses.state_dict(),
                 "rate": self._module.schedule.scale,
             },
+            assets=self._assets(),
+            replacing=None if again else lambda: rotate(path, keep),
         )
 
     def _resume(self, state: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from castiron.keras.switches import matmul_switches
 from castiron.training.audit import AuditReport
 from castiron.training.backend import Job, Outcome, Preview, Reporter, Silent, Split
 from castiron.training.config import RunConfig
+from castiron.training.manifest import asset_digests
 from castiron.training.preparation import make_batches, prepare
 from castiron.training.schedules import total_steps
 
@@ -54,6 +55,7 @@ def audit(job: Job) -> AuditReport:
 
 
 def fit(job: Job) -> Outcome:
+    _refuse_weights(job)
     with session(job.config, job.reporter):
         return TrainingRun(job, prepare(job)).run()
 
@@ -63,7 +65,7 @@ def evaluate(job: Job, splits: Sequence[Split]) -> dict[str, dict[str, float]]:
     with session(job.config, job.reporter):
         prepared = prepare(job, splits)
         module = RecipeModel(prepared.recipe)
-        checkpoints.load(job.checkpoint, module, training=False)
+        _load(job, module)
         results: dict[str, dict[str, float]] = {}
         for split in splits:
             if split in prepared.batches:
@@ -79,7 +81,7 @@ def predict(job: Job, inputs: Sequence[str | Mapping[str, Any]]) -> list[dict[st
         recipe = job.recipe(job.config)
         recipe.load(job.run.assets)
         module = RecipeModel(recipe)
-        checkpoints.load(job.checkpoint, module, training=False)
+        _load(job, module)
         batches = make_batches(recipe, recipe.encode(recipe.questions(inputs)), training=False)
         for batch in TensorLoader(batches, module.policy, module.schema):
             outputs = module.predict(batch)
@@ -92,7 +94,7 @@ def weights(job: Job) -> dict[str, np.ndarray]:
     assert job.checkpoint is not None
     with session(job.config, job.reporter):
         module = _module_of(job)
-        checkpoints.load(job.checkpoint, module, training=False)
+        _load(job, module)
         values = {name: v._value.numpy() for name, v in variables(module.model).items()}
         return {n: v.astype(np.float32) if v.dtype.itemsize < 4 else v for n, v in values.items()}
 
@@ -103,7 +105,19 @@ def adopt(job: Job, weights: Mapping[str, np.ndarray]) -> None:
         for name, variable in variables(module.model).items():
             variable._value.assign(tf.cast(weights[name], variable._value.dtype))
         module.prepare_training(1)
-        checkpoints.write(job.run.checkpoints / "best.safetensors", module, {"step": 0})
+        assets = asset_digests(job.run.assets)
+        checkpoints.write(job.run.checkpoints / "best.safetensors", module, {"step": 0}, assets=assets)
+
+
+def _load(job: Job, module: RecipeModel) -> None:
+    """The weights of the job's checkpoint, held against the run's policy and what its recipe learned."""
+    _refuse_weights(job)
+    assert job.checkpoint is not None
+    assets = asset_digests(job.run.assets)
+    told = checkpoints.load(
+        job.checkpoint, module, training=False, assets=assets, on_mismatch=job.on_mismatch
+    )
+    job.reporter.findings(told)
 
 
 def _module_of(job: Job) -> RecipeModel:
@@ -152,6 +166,21 @@ def _check(config: RunConfig) -> None:
         key = "strategy" if trainer.devices == trainer.nodes == 1 else "devices"
         received = f"devices {trainer.devices}, nodes {trainer.nodes}, strategy {trainer.strategy}"
         raise refuse_several(received, f"trainer.{key}")
+
+
+def _refuse_weights(job: Job) -> None:
+    """Refuse a file of weights rather than pass it over (X815)."""
+    if job.weights is not None:
+        raise ConfigError(
+            finding(
+                "X815",
+                "Recipes take no file of weights in TensorFlow.",
+                place=Place(file=str(job.weights)),
+                expected="a run's own checkpoints",
+                received="--weights",
+                remedy="Use backend: torch, and `castiron convert` afterwards.",
+            )
+        )
 
 
 def refuse_several(received: str, key: str = "trainer.devices") -> ConfigError:

@@ -92,8 +92,13 @@ class Updates:
 
     def variables(self) -> list[Any]:
         """tf.Variables of everything that a step changes beside the parameters: state, counters, masters."""
-        masters = [t._value for t, v in zip(self.targets, self.parameters, strict=True) if t is not v]
-        return [*(v._value for v in self.optimizer.variables), *(masters if self._keeps else ()), self._seed]
+        return [*(v._value for v in self.optimizer.variables), *self.masters(), self._seed]
+
+    def masters(self) -> list[Any]:
+        """tf.Variables of the master copies that live on from step to step."""
+        if not self._keeps:
+            return []
+        return [t._value for t, v in zip(self.targets, self.parameters, strict=True) if t is not v]
 
     def take_over(self, optimizer: Any, former: Updates | None = None) -> None:
         """Go on from the state of another optimizer of the same kind, and from the masters that it had."""

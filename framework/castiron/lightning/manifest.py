@@ -18,7 +18,6 @@ from castiron.torch.capability import device_capability
 from castiron.torch.manifest import (
     Records,
     buffer_names,
-    cast_told,
     cast_weights,
     expected_weights,
     optimizer_identity,
@@ -31,7 +30,7 @@ from castiron.torch.modules import describe
 from castiron.torch.weights import first_line, read_tensors
 from castiron.training.checkpoint_file import check_intact, damaged
 from castiron.training.manifest import Manifest, numbers_of, of_training, plan_of, read_manifest
-from castiron.training.manifest_check import Expected, OnMismatch, Row, check, same_content
+from castiron.training.manifest_check import Expected, OnMismatch, Row, cast_told, check, same_content
 
 
 def manifest_of(trainer: pl.Trainer, checkpoint: Mapping[str, Any], **told: Any) -> Manifest:

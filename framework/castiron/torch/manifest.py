@@ -10,11 +10,10 @@ import torch
 from blake3 import blake3
 from torch import Tensor, nn
 
-from castiron.diagnostics import Finding, ManifestError, Place, finding
 from castiron.policy import Plan
 from castiron.torch.dtypes import dtype_name, torch_dtype
 from castiron.training.manifest import OptimizerRecord, TensorRecord
-from castiron.training.manifest_check import Row, cast_of, table
+from castiron.training.manifest_check import Row, cast_of, overflow
 
 Records = dict[str, dict[str, TensorRecord]]
 """Kind → name → format and shape."""
@@ -136,25 +135,4 @@ def told_of(value: Tensor, cast: Tensor) -> str:
     return (
         f"rounded: {int(changed.sum()):,} of {a.numel():,} values{gone}, "
         f"at most {float(relative.max()):.2g} of the value"
-    )
-
-
-def overflow(rows: list[Row], path: Path) -> ManifestError:
-    """The error that names tensors which cannot be cast (C614)."""
-    message = "The checkpoint holds values that overflow in the format asked for."
-    return ManifestError(
-        finding("C614", message + table(rows, "checkpoint", "here"), place=Place(file=str(path)))
-    )
-
-
-def cast_told(rows: list[Row], path: Path) -> Finding:
-    """What was cast (C619)."""
-    exact = all(str(row[3]).split("  ")[-1].startswith("exact") for row in rows)
-    return finding(
-        "C619",
-        f"{len(rows):,} tensors of the checkpoint were cast{', exactly' if exact else ''}."
-        + table(rows, "checkpoint", "here"),
-        place=Place(file=str(path)),
-        severity="info" if exact else "warning",
-        remedy="" if exact else None,
     )

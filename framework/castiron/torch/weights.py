@@ -18,7 +18,6 @@ from castiron.policy import PrecisionPolicy, resolve
 from castiron.torch.capability import device_capability
 from castiron.torch.manifest import (
     buffer_names,
-    cast_told,
     cast_weights,
     expected_weights,
     weight_records,
@@ -27,7 +26,7 @@ from castiron.torch.manifest import (
 from castiron.torch.modules import describe
 from castiron.training.checkpoint_file import check_expansion, check_intact, damaged, new_file
 from castiron.training.manifest import KEY, Manifest, read_manifest
-from castiron.training.manifest_check import Expected, OnMismatch, Row, check
+from castiron.training.manifest_check import Expected, OnMismatch, Row, cast_told, check
 
 _PREFIXES = ("model.", "module.", "_orig_mod.", "net.")
 

@@ -3,6 +3,9 @@
 torch's checkpoints are zip archives. Two things are added which torch itself passes over: the record
 `castiron.json`, which is read without unpickling anything, and as the archive's comment the BLAKE3 of every
 byte before it. A file that was cut off, or in which a bit has changed, does not match its seal.
+
+Keras's are safetensors. Their header has the manifest, and the BLAKE3 of the whole file with zeros in place
+of the digest itself.
 """
 
 from __future__ import annotations
@@ -26,7 +29,13 @@ RECORD = "castiron.json"
 """Name of the manifest within the archive, below the archive's own folder."""
 PART = ".part"
 """Ending of a file that is being written."""
+STATE = "castiron"
+"""Key of a safetensors header for what is no tensor; exported weights have none."""
+SEAL = "castiron_seal"
+"""Key of the same header for the seal."""
 _MARK = b"castiron-blake3:"
+UNSEALED = _MARK.decode() + "0" * 64
+"""What stands for the seal until it is known."""
 _SEAL = len(_MARK) + 64
 _MOST_RECORD = 256 << 20
 """Bytes of a manifest; a larger one was not written here."""
@@ -78,9 +87,33 @@ def seal(file: IO[bytes], manifest: str) -> None:
     file.write(_MARK + digest.encode())
 
 
-def _digest(file: IO[bytes], size: int) -> str:
-    """BLAKE3 of the next so many bytes."""
-    hasher = blake3()
+def seal_safetensors(path: Path) -> None:
+    """Seal a safetensors file that was just written with `UNSEALED` under `SEAL`, and sync it."""
+    with open(path, "r+b") as file:
+        head, at = _seal_of(file)
+        assert at is not None
+        digest = _digest(file, file.seek(0, os.SEEK_END) - file.seek(len(head)), head)
+        file.seek(at)
+        file.write(digest.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _seal_of(file: BinaryIO) -> tuple[bytes, int | None]:
+    """Length and header of a safetensors file, zeros in place of its digest; and where that stands."""
+    file.seek(0)
+    head = file.read(8)
+    head += file.read(int.from_bytes(head, "little"))
+    at = head.find(_MARK)
+    if at < 0:
+        return head, None
+    at += len(_MARK)
+    return head[:at] + b"0" * 64 + head[at + 64 :], at
+
+
+def _digest(file: IO[bytes], size: int, begun: bytes = b"") -> str:
+    """BLAKE3 of what is given, and of the next so many bytes."""
+    hasher = blake3(begun)
     while size and (part := file.read(min(size, 1 << 20))):
         hasher.update(part)
         size -= len(part)
@@ -123,6 +156,8 @@ def damage(path: Path) -> str | None:
 def is_sealed(path: Path) -> bool:
     """Whether a file carries the digest of its bytes."""
     with open(path, "rb") as file:
+        if path.suffix == ".safetensors":
+            return _seal_of(file)[1] is not None
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _SEAL))
         return file.read(len(_MARK)) == _MARK
@@ -156,7 +191,18 @@ def _damaged_safetensors(file: BinaryIO) -> str | None:
         return "its header is not that of safetensors"
     if not isinstance(last, int):
         return "its header is not that of safetensors"
-    return None if size - 8 - length == last else "it ends in the middle, or has grown"
+    if size - 8 - length != last:
+        return "it ends in the middle, or has grown"
+    words = header.get("__metadata__")
+    head, at = _seal_of(file)
+    if at is None:
+        return "its seal is gone" if isinstance(words, dict) and STATE in words else None
+    file.seek(at)
+    seal = file.read(64)
+    file.seek(len(head))
+    if _digest(file, last, head).encode() != seal:
+        return "its bytes are not those that were written"
+    return None
 
 
 def read_record(path: Path) -> bytes | None:

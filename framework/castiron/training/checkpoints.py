@@ -54,7 +54,7 @@ def sweep(run: RunDirectory) -> None:
     """Remove what a killed process had half written, or kept for itself alone. Call it while the run is
     claimed."""
     for folder in (run.path, run.checkpoints):
-        for pattern in (f".*{PART}", ".*.tmp", "rollback-*.ckpt", "rollback-*.tmp"):
+        for pattern in (f".*{PART}", ".*.tmp", "rollback-*.ckpt", "rollback-*.safetensors", "rollback-*.tmp"):
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
 

@@ -25,7 +25,7 @@ FORMAT = 1
 KEY = "castiron_manifest"
 """Where exported weights carry the manifest: the key in the metadata of a safetensors header."""
 
-KINDS = ("parameters", "buffers", "optimizer", "masters", "average")
+KINDS = ("parameters", "buffers", "optimizer", "masters", "average", "state")
 """What the tensors of a checkpoint are for."""
 
 _SIDE = ("guard", "health", "enforce")

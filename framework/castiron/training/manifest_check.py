@@ -22,6 +22,7 @@ _NAMES = {
     "optimizer": "optimizer state",
     "masters": "master copy",
     "average": "average",
+    "state": "state of the step",
 }
 
 
@@ -334,9 +335,33 @@ def _what(rows: Sequence[Row], *, lower: bool = False) -> str:
 def _count(n: int, noun: str) -> str:
     if n == 1:
         return f"1 {noun}"
-    plural = {"optimizer state": "optimizer states", "master copy": "master copies"}.get(noun, f"{noun}s")
-    return f"{n:,} {plural}"
+    odd = {"master copy": "master copies", "state of the step": "states of the step"}
+    return f"{n:,} {odd.get(noun, f'{noun}s')}"
 
 
 def _word(value: Any) -> str:
     return "none" if value is None else str(value)
+
+
+# --- casts ----------------------------------------------------------------------------------------------
+
+
+def overflow(rows: Sequence[Row], path: Path) -> ManifestError:
+    """The error that names tensors which cannot be cast (C614)."""
+    message = "The checkpoint holds values that overflow in the format asked for."
+    return ManifestError(
+        finding("C614", message + table(rows, "checkpoint", "here"), place=Place(file=str(path)))
+    )
+
+
+def cast_told(rows: Sequence[Row], path: Path) -> Finding:
+    """What was cast (C619)."""
+    exact = all(str(row[3]).split("  ")[-1].startswith("exact") for row in rows)
+    return finding(
+        "C619",
+        f"{len(rows):,} tensors of the checkpoint were cast{', exactly' if exact else ''}."
+        + table(rows, "checkpoint", "here"),
+        place=Place(file=str(path)),
+        severity="info" if exact else "warning",
+        remedy="" if exact else None,
+    )

@@ -28,7 +28,7 @@ def inspect_file(path: Path) -> Inspection:
         if reason:
             seal = f"broken: {reason}"
             findings += damaged(path, reason).findings
-        elif kind == "torch" and is_sealed(path):
+        elif is_sealed(path):
             seal = "intact"
     try:
         manifest = read_manifest(path) if kind in ("torch", "safetensors") else None
