@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from castiron.diagnostics import CastironError, RunError
 from castiron.torch import incidents
-from castiron.torch.incidents import StoredStep, is_finite_step, store
+from castiron.torch.incidents import store
 from castiron.torch.replay import ReplayStep
+from castiron.torch.stored_step import StoredStep, is_finite_step
 from castiron.training.held import Verdict, incident_of
 from castiron.training.incident import Attribution, BadRow
 from castiron.training.incident_folder import IncidentFolder

@@ -29,11 +29,11 @@ from castiron.policy import PrecisionPolicy, resolve
 from castiron.torch.capability import device_capability, resolve_device
 from castiron.torch.clipping import clip_by_norm
 from castiron.torch.determinism import deterministic_algorithms, isolated_rng, threads
-from castiron.torch.incidents import StoredStep, is_finite_step
 from castiron.torch.inputs import cast_inputs
 from castiron.torch.modules import describe
 from castiron.torch.precision import apply
 from castiron.torch.replay.step import ReplayStep
+from castiron.torch.stored_step import StoredStep, is_finite_step
 from castiron.torch.switches import matmul_switches
 from castiron.torch.updates import guard_updates
 from castiron.torch.weights import read_weights
