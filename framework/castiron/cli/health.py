@@ -66,7 +66,7 @@ def health(
 
 def _tell(measured: Measured) -> None:
     from castiron.cli import console
-    from castiron.health.advice import would_do
+    from castiron.health.fitting import would_do
     from castiron.health.statistics import WHAT_IF
     from castiron.training.calibration import what_if_rows
     from castiron.training.run_report import HEALTH, health_rows

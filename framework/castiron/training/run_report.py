@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from castiron.data import DataReport
 from castiron.diagnostics import CastironError, Finding
 from castiron.health import table
-from castiron.health.advice import would_do
+from castiron.health.fitting import would_do
 from castiron.health.recorder import read_advice
 from castiron.health.snapshot import KINDS, Snapshot
 from castiron.policy.plan import Plan
