@@ -110,6 +110,6 @@ class _Watch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"].detach().float().cpu()  # waits for the device
+        loss = outputs["loss"].detach().double().cpu()  # waits for the device
         self.times.append(time.perf_counter() - self._start)
         self.losses.append(loss)

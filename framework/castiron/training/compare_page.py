@@ -115,7 +115,8 @@ def depth_figure(found: Comparison) -> Canvas | None:
     for s in found.compared:
         norms = _norms(s, "activations", 0)
         deep = [v for layer, v in norms.items() if found.types.get(layer, "").startswith(_DEEP)]
-        if len(deep) < _FEW or not 0 < deep[0] < math.inf:
+        parallel = len(s.products) > 1  # layers that take the same thing do not hand their errors on
+        if parallel or len(deep) < _FEW or not 0 < deep[0] < math.inf:
             continue
         places = [float(k) for k in range(1, len(deep) + 1)]
         measured[s.name] = list(zip(places, deep, strict=True))

@@ -13,7 +13,7 @@ from castiron.data import Field, Schema
 from castiron.data.files import written_atomically
 from castiron.training import Recipe
 
-ROWS = {"train": 256, "validation": 64}
+ROWS = {"train": 256, "validation": 64, "test": 64}
 
 
 class MatrixProduct(Recipe):
