@@ -234,32 +234,32 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
     "Health": [
         (
             "equal to the NumPy reference",
-            t("torch/test_health_measure.py::test_any_float32"),
+            t("torch/health/test_health_measure.py::test_any_float32"),
             t("keras/health/test_keras_measure.py::test_equal_to_the_reference"),
         ),
         (
             "activations, gradients, parameters, moments, updates",
-            t("torch/test_health_monitor.py::test_the_exact_update_is_what_the_optimizer_does"),
+            t("torch/health/test_health_monitor.py::test_the_exact_update_is_what_the_optimizer_does"),
             t("keras/health/test_keras_health.py::test_a_step_is_measured_as_the_reference_has_it"),
         ),
         (
             "measuring does not change the training",
-            t("torch/test_health_monitor.py::test_measuring_changes_no_bit"),
+            t("torch/health/test_health_monitor.py::test_measuring_changes_no_bit"),
             t("keras/health/test_keras_health.py::test_measuring_does_not_change_the_training"),
         ),
         (
             "advice: lost updates",
-            t("torch/test_health_monitor.py::test_bfloat16_weights_at_a_small_learning_rate"),
+            t("torch/health/test_health_symptoms.py::test_bfloat16_weights_at_a_small_learning_rate"),
             t("keras/health/test_keras_health.py::test_lost_updates_are_told"),
         ),
         (
             "what the gradient loses where it is cast to float16 on its way back",
-            t("torch/test_health_monitor.py::test_float16_gradients_that_are_zero_without_a_trace"),
+            t("torch/health/test_health_symptoms.py::test_float16_gradients_that_are_zero_without_a_trace"),
             no("not yet: gradients at layers' outputs are measured, casts between them are not"),
         ),
         (
             "what the order of accumulation does to a gradient",
-            t("torch/test_health_order.py::test_equal_to_the_reference"),
+            t("torch/health/test_health_order.py::test_equal_to_the_reference"),
             no("not yet"),
         ),
         (
