@@ -8,14 +8,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "cases"))
 
-import broken_trainings  # noqa: E402
+import broken_functions  # noqa: E402
+import broken_layers  # noqa: E402
+import broken_steps  # noqa: E402
 import healthy_trainings  # noqa: E402
 from case_kit import BROKEN, HEALTHY  # noqa: E402
 
 
 def test_every_case_is_on_the_page_as_it_is_tested() -> None:
     page = (ROOT / "docs" / "cases.md").read_text(encoding="utf-8")
-    assert broken_trainings.__doc__
+    assert broken_functions.__doc__
+    assert broken_layers.__doc__
+    assert broken_steps.__doc__
     assert healthy_trainings.__doc__
     sections = {part.split("\n", 1)[0]: part for part in page.split("\n## ")[1:]}
     for case in BROKEN.values():

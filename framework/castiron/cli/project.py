@@ -22,7 +22,7 @@ castiron train {package}/default.yaml                 # train
 castiron train {package}/default.yaml --dry-run       # config, data, plan and steps; trains nothing
 castiron train {package}/default.yaml optimizer.lr=3e-4 precision=bf16-mixed
 castiron validate {package}/*.yaml
-python -m pytest                                      # trains a few steps
+python -m pytest                                      # trains a few steps (pip install pytest)
 ```
 
 - `{package}/{file}`: data contract, model, loss, metrics.
