@@ -23,7 +23,9 @@ are what it prints. The page is written by `python scripts/cases_page.py`.
 
 
 def main() -> int:
-    import broken_trainings
+    import broken_functions
+    import broken_layers
+    import broken_steps
     import healthy_trainings
     import silent_trainings
     import torch
@@ -37,8 +39,8 @@ def main() -> int:
         incident = train(case.make, case.policies[0]).incident
         assert incident is not None, case.name
         block = "\n".join(line.rstrip() for line in as_lines(incident))
-        block = block.replace(str(Path(broken_trainings.__file__)), "train.py")
-        block = block.replace("tests/cases/broken_trainings.py", "train.py")
+        block = block.replace(case.file, "train.py")
+        block = block.replace(f"tests/cases/{Path(case.file).name}", "train.py")
         parts.append(
             f"## {case.title}\n\n{textwrap.fill(case.why, 110)} ({', '.join(case.policies)})\n\n"
             f"```python\n{case.source.rstrip()}\n```\n\n```text\n{block}\n```\n"
@@ -58,7 +60,7 @@ def main() -> int:
     for name, (make, policies) in HEALTHY.items():
         about = (make.__doc__ or "").strip()
         parts.append(f"- {name.replace('_', ' ')} ({', '.join(policies)}){f'. {about}' if about else ''}")
-    assert healthy_trainings.__doc__
+    assert all(m.__doc__ for m in (broken_functions, broken_layers, broken_steps, healthy_trainings))
     (ROOT / "docs" / "cases.md").write_text("\n".join(parts) + "\n", encoding="utf-8")
     return 0
 

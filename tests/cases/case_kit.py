@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from expected_incident import Expected
 from torch import Tensor, nn
 
 from castiron import NumericIncident, PrecisionPolicy
@@ -17,6 +18,13 @@ from castiron.torch import transaction
 from castiron.torch.audit import audit
 from castiron.torch.health.monitor import HealthMonitor
 from castiron.training.incident import Incident
+
+Batch = dict[str, Tensor]
+
+
+def features(rows: int = 8, width: int = 4) -> Tensor:
+    """Random numbers [rows, width]."""
+    return torch.randn(rows, width)
 
 
 @dataclass(kw_only=True)
@@ -37,25 +45,6 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
-    """What an incident must say; None: anything."""
-
-    code: str
-    phase: str
-    event: str
-    op: str | tuple[str, ...] | None = None
-    module: str | None = None
-    parameter: str | None = None
-    line: str | None = None
-    """Part of the source line."""
-    rows: Sequence[int] | None = None
-    time_index: int | None = None
-    micro_batch: int | None = None
-    says: str | None = None
-    """Part of the message or the remedy."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Case:
     """A broken training."""
 
@@ -66,6 +55,11 @@ class Case:
     make: Callable[[], Training]
     policies: tuple[str, ...]
     expected: Expected
+
+    @property
+    def file(self) -> str:
+        """Where it stands."""
+        return inspect.getfile(self.make)
 
     @property
     def source(self) -> str:

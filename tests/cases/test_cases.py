@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import broken_trainings
+import broken_functions
+import broken_layers
+import broken_steps
 import healthy_trainings
 import pytest
 import silent_trainings
 import torch
 from case_kit import BROKEN, HEALTHY, SILENT, find, train
+from expected_incident import assert_says
 
-assert broken_trainings.__doc__
+assert broken_functions.__doc__
+assert broken_layers.__doc__
+assert broken_steps.__doc__
 assert healthy_trainings.__doc__
 assert silent_trainings.__doc__
 
@@ -18,28 +23,7 @@ assert silent_trainings.__doc__
 def test_a_broken_training_is_held_and_explained(name: str, policy: str) -> None:
     case = BROKEN[name]
     course = train(case.make, policy)
-    incident, expected = course.incident, case.expected
-    assert incident is not None, "no step was held"
-    said = f"{incident.model_dump_json(indent=1)}"
-    for what in ("code", "phase", "event"):
-        assert getattr(incident, what) == getattr(expected, what), said
-    producer = incident.producer
-    if expected.op is not None:
-        assert producer.op in ([expected.op] if isinstance(expected.op, str) else expected.op), said
-    for what in ("module", "parameter", "time_index"):
-        if getattr(expected, what) is not None:
-            assert getattr(producer, what) == getattr(expected, what), said
-    if expected.line is not None:
-        assert producer.source is not None, said
-        assert expected.line in producer.source.text, said
-        assert producer.source.file == broken_trainings.__file__
-    if expected.rows is not None:
-        assert [r.index for r in incident.rows] == list(expected.rows), said
-    if expected.micro_batch is not None:
-        assert incident.micro_batch == expected.micro_batch, said
-    if expected.says is not None:
-        assert expected.says in f"{incident.message} {incident.remedy}", said
-    assert incident.remedy
+    assert_says(course.incident, case.expected, case.file)
     for key, value in course.parameters.items():
         assert torch.equal(value.view(torch.uint8), course.before[key].view(torch.uint8)), (
             f"{key} was changed"

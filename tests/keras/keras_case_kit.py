@@ -5,6 +5,7 @@ The names of the fields, and the titles, are those of `tests/cases`: the same ta
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +13,33 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from expected_incident import Expected
 
 from castiron import NumericIncident, PrecisionPolicy
 from castiron.keras import transaction
 from castiron.training.incident import Incident
 
 MODES = ("graph", "eager", "jit")
+L = keras.layers
+INF, NAN = float("inf"), float("nan")
+COMPILED = ("jit",)
+UNCOMPILED = ("graph", "eager")
+
+
+def features(rows: int = 8, width: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(rows, width)).astype("float32")
+
+
+def linear(units: int, width: int = 4, **options: Any) -> Any:
+    return keras.Sequential([keras.Input((width,)), L.Dense(units, name="linear", **options)])
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, "float32")
+
+
+def wide(x: Any) -> Any:
+    return tf.cast(x, tf.float32)
 
 
 @dataclass(kw_only=True)
@@ -37,25 +59,6 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
-    """What an incident must say; None: anything."""
-
-    code: str
-    phase: str
-    event: str
-    op: str | tuple[str, ...] | None = None
-    module: str | None = None
-    parameter: str | None = None
-    line: str | None = None
-    """Part of the source line."""
-    rows: Sequence[int] | None = None
-    time_index: int | None = None
-    micro_batch: int | None = None
-    says: str | None = None
-    """Part of the message or the remedy."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Case:
     """A broken training."""
 
@@ -67,6 +70,11 @@ class Case:
     policies: tuple[str, ...]
     modes: tuple[str, ...]
     expected: Expected
+
+    @property
+    def file(self) -> str:
+        """Where it stands."""
+        return inspect.getfile(self.make)
 
 
 BROKEN: dict[str, Case] = {}

@@ -7,10 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras_broken_trainings import INF, UNCOMPILED, features, linear, wide
-from keras_case_kit import Training, healthy
+from keras_case_kit import INF, UNCOMPILED, L, Training, features, healthy, linear, wide
 
-L = keras.layers
 ALL = ("float32", "bf16-mixed")
 
 
