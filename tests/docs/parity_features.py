@@ -304,6 +304,21 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
             no("not yet: their models are written in PyTorch alone"),
         ),
         (
+            "tabular, image-classifier, series-forecaster, segmenter: one config, two wings",
+            t("keras/test_keras_recipes.py::test_one_word_of_the_config_says_which_wing_trains"),
+            t("keras/test_keras_recipes.py::test_one_word_of_the_config_says_which_wing_trains"),
+        ),
+        (
+            "their outputs, losses and metrics with equal weights",
+            t("keras/test_keras_recipes.py::test_equal_weights_give_equal_outputs_losses_and_metrics"),
+            t("keras/test_keras_recipes.py::test_equal_weights_give_equal_outputs_losses_and_metrics"),
+        ),
+        (
+            "char-lm and seq2seq-attention",
+            t("recipes/char_lm/test_char_lm.py::test_it_trains_under_every_preset"),
+            no("not yet: their models are written in PyTorch alone"),
+        ),
+        (
             "stopped and resumed to the same numbers",
             t("lightning/test_recipe_run.py::test_a_stopped_run_resumes_to_the_same_numbers"),
             t(

@@ -102,6 +102,10 @@ class StepCore:
         calibrating = self.scaler.may_fall()
         seen, gradients = self._compute(forward, batches)
         if self.observer is not None:
+            for gradient, parameter in zip(gradients, self.updates.parameters, strict=True):
+                if isinstance(gradient, tf.Tensor):
+                    # Of a batch whose axes may have any length, a product's gradient does not know its own.
+                    gradient.set_shape(parameter.shape)
             self.observer(gradients)
         gradients = self.replicas.gradients(gradients)
         losses = [loss for _, loss, _ in seen]

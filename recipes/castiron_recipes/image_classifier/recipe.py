@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,9 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from castiron.data import Dataset, Field, Schema
 from castiron.training import Recipe
+from castiron_recipes.carrying import to_tensorflow, to_torch
 from castiron_recipes.image_classifier.digits import write
+from castiron_recipes.pixels import PixelScale
 
 Share = Annotated[float, Within(ge=0, lt=1)]
 
@@ -25,6 +26,7 @@ class ImageClassifier(Recipe):
     """
 
     name = "image-classifier"
+    backends = ("torch", "tensorflow")
 
     class Config(Recipe.Config):
         """What can be set in `model:`."""
@@ -68,46 +70,59 @@ class ImageClassifier(Recipe):
         return write(folder, seed=self.run.seed)
 
     def learn(self, train: Dataset) -> None:
-        # A histogram, not a cast of all images to float64: 256 numbers instead of 8 bytes a pixel.
-        counts = np.bincount(train.array("image").reshape(-1), minlength=256)
-        values = np.arange(256) / 255
-        self.mean = float(np.average(values, weights=counts))
-        self.std = float(np.sqrt(np.average((values - self.mean) ** 2, weights=counts))) or 1.0
+        self.pixels = PixelScale.of(train.array("image"))
 
     def save(self, folder: Path) -> None:
-        (folder / "pixels.json").write_text(json.dumps({"mean": self.mean, "std": self.std}))
+        self.pixels.save(folder)
 
     def load(self, folder: Path) -> None:
-        pixels = json.loads((folder / "pixels.json").read_text())
-        self.mean, self.std = pixels["mean"], pixels["std"]
+        self.pixels = PixelScale.load(folder)
 
     # --- model -------------------------------------------------------------------------------------
 
     def model(self) -> Any:
-        from castiron_recipes.image_classifier.model import ResNet
+        make: Any
+        if self.run.backend == "tensorflow":
+            from castiron_recipes.image_classifier.keras_model import ResNet as make
+        else:
+            from castiron_recipes.image_classifier.model import ResNet as make
 
         c = self.config
-        return ResNet(
+        return make(
             len(c.classes),
             widths=c.widths,
             blocks=c.blocks,
-            mean=self.mean,
-            std=self.std,
+            mean=self.pixels.mean,
+            std=self.pixels.std,
             shift=c.shift,
             flip=c.flip,
             erase=c.erase,
             dropout=c.dropout,
         )
 
+    def carried(self, weights: Mapping[str, np.ndarray], to: str) -> dict[str, np.ndarray]:
+        return to_tensorflow(weights) if to == "tensorflow" else to_torch(weights)
+
     def inputs(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
         return (batch["image"],)
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        smoothing = self.config.smoothing
+        if self.run.backend == "tensorflow":
+            import tensorflow as tf
+
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], outputs)
+            spread = -tf.reduce_mean(tf.nn.log_softmax(outputs), axis=1)
+            return tf.reduce_mean((1 - smoothing) * losses + smoothing * spread)
         from torch.nn import functional as F
 
-        return F.cross_entropy(outputs, batch["label"], label_smoothing=self.config.smoothing)
+        return F.cross_entropy(outputs, batch["label"], label_smoothing=smoothing)
 
     def metrics(self) -> Mapping[str, Any]:
+        if self.run.backend == "tensorflow":
+            import keras
+
+            return {"accuracy": keras.metrics.SparseCategoricalAccuracy()}
         from torchmetrics.classification import MulticlassAccuracy
 
         return {"accuracy": MulticlassAccuracy(len(self.config.classes), average="micro")}

@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from castiron_recipes.keras_parts import uniform
+
 PAD, UNKNOWN = 0, 1
 Pooling = Literal["max", "mean", "max+mean"]
 
@@ -123,12 +125,6 @@ class WordDropout(layers.Layer):
         drawn = keras.random.uniform(tf.shape(ids), dtype="float32", seed=self.seed_generator)
         hidden = tf.logical_and(drawn < self.p, ids != PAD)
         return tf.where(hidden, tf.constant(UNKNOWN, ids.dtype), ids)
-
-
-def uniform(inputs: int) -> Any:
-    """What PyTorch draws weights from: uniform within 1/sqrt(inputs)."""
-    bound = inputs**-0.5
-    return keras.initializers.RandomUniform(-bound, bound)
 
 
 def pool(x: Any, length: Any, how: Pooling) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,8 @@ from pydantic import PositiveInt, model_validator
 
 from castiron.data import Dataset, Field, Schema
 from castiron.training import Recipe
+from castiron_recipes.carrying import to_tensorflow, to_torch
+from castiron_recipes.pixels import PixelScale
 from castiron_recipes.segmenter.shapes import CLASSES, write
 
 Width = Annotated[int, Within(gt=0, multiple_of=4)]
@@ -26,6 +27,7 @@ class Segmenter(Recipe):
     """
 
     name = "segmenter"
+    backends = ("torch", "tensorflow")
 
     class Config(Recipe.Config):
         """What can be set in `model:`."""
@@ -69,41 +71,70 @@ class Segmenter(Recipe):
         return write(folder, seed=self.run.seed, size=self.config.size)
 
     def learn(self, train: Dataset) -> None:
-        counts = np.bincount(train.array("image").reshape(-1), minlength=256)
-        values = np.arange(256) / 255
-        self.mean = float(np.average(values, weights=counts))
-        self.std = float(np.sqrt(np.average((values - self.mean) ** 2, weights=counts))) or 1.0
+        self.pixels = PixelScale.of(train.array("image"))
 
     def save(self, folder: Path) -> None:
-        (folder / "pixels.json").write_text(json.dumps({"mean": self.mean, "std": self.std}))
+        self.pixels.save(folder)
 
     def load(self, folder: Path) -> None:
-        pixels = json.loads((folder / "pixels.json").read_text())
-        self.mean, self.std = pixels["mean"], pixels["std"]
+        self.pixels = PixelScale.load(folder)
 
     # --- model -------------------------------------------------------------------------------------
 
     def model(self) -> Any:
-        from castiron_recipes.segmenter.model import UNet
+        make: Any
+        if self.run.backend == "tensorflow":
+            from castiron_recipes.segmenter.keras_model import UNet as make
+        else:
+            from castiron_recipes.segmenter.model import UNet as make
 
         c = self.config
-        return UNet(len(c.classes), widths=c.widths, mean=self.mean, std=self.std)
+        return make(len(c.classes), widths=c.widths, mean=self.pixels.mean, std=self.pixels.std)
 
     def shapes(self) -> Mapping[str, str]:
+        if self.run.backend == "tensorflow":
+            return {}  # the audit of Keras models holds no shapes against a step yet
         return self.model().contracts()  # type: ignore[no-any-return]
+
+    def carried(self, weights: Mapping[str, np.ndarray], to: str) -> dict[str, np.ndarray]:
+        # The scale is the model's own in PyTorch, a layer's in Keras.
+        if to == "tensorflow":
+            own = {f"pixels.{name}": weights[name] for name in ("mean", "std")}
+            return to_tensorflow({n: w for n, w in weights.items() if n not in ("mean", "std")}) | own
+        return to_torch({name.removeprefix("pixels."): weight for name, weight in weights.items()})
 
     def inputs(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
         return (batch["image"],)
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        if self.run.backend == "tensorflow":
+            import tensorflow as tf
+
+            logits = tf.transpose(outputs, [0, 2, 3, 1])
+            return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch["mask"], logits))
         from torch.nn import functional as F
 
         return F.cross_entropy(outputs, batch["mask"])
 
+    def predictions(self, outputs: Any) -> Any:
+        """Logits with the classes where the backend's metrics look for them: last in Keras."""
+        if self.run.backend == "tensorflow":
+            import tensorflow as tf
+
+            return tf.transpose(outputs, [0, 2, 3, 1])
+        return outputs
+
     def metrics(self) -> Mapping[str, Any]:
+        classes = len(self.config.classes)
+        if self.run.backend == "tensorflow":
+            import keras
+
+            return {
+                "iou": keras.metrics.MeanIoU(classes, sparse_y_pred=False),
+                "accuracy": keras.metrics.SparseCategoricalAccuracy(),
+            }
         from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-        classes = len(self.config.classes)
         return {
             "iou": MulticlassJaccardIndex(classes),
             "accuracy": MulticlassAccuracy(classes, average="micro"),

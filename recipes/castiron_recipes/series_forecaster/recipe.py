@@ -15,6 +15,7 @@ from castiron.data import Dataset, Field, Missing, Schema, Windows
 from castiron.data.windows import last_known
 from castiron.training import Recipe
 from castiron.training.questions import dataset_of
+from castiron_recipes.carrying import to_tensorflow, to_torch
 from castiron_recipes.series_forecaster.sensors import SENSORS, write
 
 Share = Annotated[float, Within(ge=0, lt=1)]
@@ -29,6 +30,7 @@ class SeriesForecaster(Recipe):
     """
 
     name = "series-forecaster"
+    backends = ("torch", "tensorflow")
 
     class Config(Recipe.Config):
         """What can be set in `model:`."""
@@ -134,14 +136,24 @@ class SeriesForecaster(Recipe):
     # --- model -------------------------------------------------------------------------------------
 
     def model(self) -> Any:
-        from castiron_recipes.series_forecaster.model import DLinear, LSTMForecaster, NLinear
-
-        c = self.config
+        c, networks = self.config, self._networks()
         if c.network == "lstm":
-            return LSTMForecaster(
+            return networks.LSTMForecaster(
                 len(c.columns), c.horizon, hidden=c.hidden, layers=c.layers, dropout=c.dropout
             )
-        return NLinear(c.past, c.horizon) if c.network == "nlinear" else DLinear(c.past, c.horizon)
+        return (networks.NLinear if c.network == "nlinear" else networks.DLinear)(c.past, c.horizon)
+
+    def _networks(self) -> Any:
+        """The backend's file of models."""
+        networks: Any
+        if self.run.backend == "tensorflow":
+            from castiron_recipes.series_forecaster import keras_model as networks
+        else:
+            from castiron_recipes.series_forecaster import model as networks
+        return networks
+
+    def carried(self, weights: Mapping[str, np.ndarray], to: str) -> dict[str, np.ndarray]:
+        return to_tensorflow(weights) if to == "tensorflow" else to_torch(weights)
 
     def inputs(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
         return (batch["past"],)
@@ -150,14 +162,23 @@ class SeriesForecaster(Recipe):
         return batch["future"], batch["known"]
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
-        from castiron_recipes.series_forecaster.model import masked_mean
+        future = batch["future"]
+        if self.run.backend == "tensorflow":
+            import tensorflow as tf
 
-        return masked_mean((outputs - batch["future"].to(outputs.dtype)) ** 2, batch["known"])
+            future = tf.cast(future, outputs.dtype)
+        else:
+            future = future.to(outputs.dtype)
+        return self._networks().masked_mean((outputs - future) ** 2, batch["known"])
 
     def metrics(self) -> Mapping[str, Any]:
-        from castiron_recipes.series_forecaster.metrics import MeasuredError
+        measured: Any
+        if self.run.backend == "tensorflow":
+            from castiron_recipes.series_forecaster.keras_model import MeasuredError as measured
+        else:
+            from castiron_recipes.series_forecaster.metrics import MeasuredError as measured
 
-        return {"mse": MeasuredError(2), "mae": MeasuredError(1)}
+        return {"mse": measured(2), "mae": measured(1)}
 
     def answers(self, outputs: Any) -> list[dict[str, Any]]:
         units = outputs * self.std + self.mean

@@ -12,6 +12,7 @@ from pydantic import PositiveInt
 
 from castiron.data import Dataset, Field, Missing, Ragged, Schema
 from castiron.training import Recipe
+from castiron_recipes.carrying import to_tensorflow, to_torch
 from castiron_recipes.tabular.dirt import Table, write
 from castiron_recipes.tabular.encoding import Scale, TableEncoder
 
@@ -26,6 +27,7 @@ class Tabular(Recipe):
     """
 
     name = "tabular"
+    backends = ("torch", "tensorflow")
 
     class Config(Recipe.Config):
         """What can be set in `model:`."""
@@ -117,10 +119,14 @@ class Tabular(Recipe):
         return 1 if self.config.classes is None else max(self.config.classes.values()) + 1
 
     def model(self) -> Any:
-        from castiron_recipes.tabular.model import TableNet
+        make: Any
+        if self.run.backend == "tensorflow":
+            from castiron_recipes.tabular.keras_model import TableNet as make
+        else:
+            from castiron_recipes.tabular.model import TableNet as make
 
         c, table = self.config, self.encoder
-        return TableNet(
+        return make(
             table.features,
             table.vocabularies,
             self.outputs,
@@ -129,22 +135,40 @@ class Tabular(Recipe):
             dropout=c.dropout,
         )
 
+    def carried(self, weights: Mapping[str, np.ndarray], to: str) -> dict[str, np.ndarray]:
+        return to_tensorflow(weights) if to == "tensorflow" else to_torch(weights)
+
     def inputs(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
         return batch["numbers"], batch["categories"]
 
     def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        target = batch[self.config.target]
+        if self.scale is not None:
+            # In units of the target's own deviation: between 256 and 512, bfloat16 has only even numbers.
+            target = (target - self.scale.mean) / self.scale.std
+        if self.run.backend == "tensorflow":
+            import tensorflow as tf
+
+            if self.scale is None:
+                return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(target, outputs))
+            return tf.reduce_mean(tf.square(outputs[:, 0] - target))
         from torch.nn import functional as F
 
-        target = batch[self.config.target]
-        if self.scale is None:
-            return F.cross_entropy(outputs, target)
-        # In units of the target's own deviation: between 256 and 512, bfloat16 has only even numbers.
-        return F.mse_loss(outputs[:, 0], (target - self.scale.mean) / self.scale.std)
+        return F.cross_entropy(outputs, target) if self.scale is None else F.mse_loss(outputs[:, 0], target)
 
     def predictions(self, outputs: Any) -> Any:
         return outputs if self.scale is None else self.scale.undo(outputs[:, 0])
 
     def metrics(self) -> Mapping[str, Any]:
+        if self.run.backend == "tensorflow":
+            import keras
+
+            from castiron_recipes.tabular.keras_model import R2, MacroAUROC
+
+            if self.config.classes is None:
+                return {"rmse": keras.metrics.RootMeanSquaredError(), "r2": R2()}
+            accuracy = keras.metrics.SparseCategoricalAccuracy()
+            return {"accuracy": accuracy, "auroc": MacroAUROC(self.outputs)}
         if self.config.classes is None:
             from torchmetrics import MeanSquaredError, R2Score
 

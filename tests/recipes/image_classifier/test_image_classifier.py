@@ -89,4 +89,4 @@ def test_fashion_mnist_is_read_whole(data_folder: Path) -> None:
     assert data.array("image").shape == (10_000, 28, 28)
     assert np.bincount(data.array("label")).tolist() == [1000] * 10
     recipe.learn(data)
-    assert (round(recipe.mean, 2), round(recipe.std, 2)) == (0.29, 0.35)
+    assert (round(recipe.pixels.mean, 2), round(recipe.pixels.std, 2)) == (0.29, 0.35)
