@@ -111,6 +111,8 @@ def resume(
     file = source if source is not None and resolve_source(source).file else None
     loaded = load_config(file, overrides) if file else load_config(run.path / CONFIG, overrides)
     _same_run(before.config, loaded, run)
+    if file is None:
+        _refuse_idle_preset(before, loaded, run)
     reporter = reporter or Silent()
 
     def begin() -> tuple[RunDirectory, Path | None]:
@@ -260,6 +262,25 @@ def _same_run(before: RunConfig, loaded: LoadedConfig, run: RunDirectory) -> Non
     ]  # fmt: skip
     if problems:
         raise ConfigError(problems)
+
+
+def _refuse_idle_preset(before: LoadedConfig, loaded: LoadedConfig, run: RunDirectory) -> None:
+    """Refuse a mapping that names another preset: the run's config spells every format out, each stays as it
+    is under the mapping, and the preset would be a name alone (X815)."""
+    old, now = before.merged.tree.get("precision"), loaded.merged.tree.get("precision")
+    new = now.get("preset") if isinstance(now, Mapping) else None
+    if new is not None and isinstance(old, Mapping) and new != old.get("preset"):
+        raise ConfigError(
+            finding(
+                "X815",
+                "A preset within a mapping changes no format of a run, whose config spells each of them out.",
+                place=loaded.merged.locate(("precision", "preset")),
+                expected=f"precision={new}",
+                received=f"precision={{preset: {new}, …}}",
+                remedy=f"Name the policy alone: castiron train --resume {run.name} precision={new} "
+                "--on-mismatch cast; single formats are changed by precision.KEY=FORMAT.",
+            )
+        )
 
 
 def _differences(old: Any, new: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any, Any]]:
