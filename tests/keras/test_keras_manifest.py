@@ -344,7 +344,7 @@ def test_formats_are_cast_where_that_is_asked_for(run: RunDirectory) -> None:
 
     with pytest.raises(ManifestError, match="C605"):
         resume(run, ["precision=float32"])
-    _, outcome = resume(run, ["precision=float32"], on_mismatch="cast", reporter=Told())  # type: ignore[arg-type]
+    _, outcome = resume(run, ["precision=float32"], on_mismatch="cast", reporter=Told())
     assert outcome.steps == 6
     (cast,) = [f for f in said if f.code == "C619"]
     assert "tensors of the checkpoint were cast, exactly." in cast.message
