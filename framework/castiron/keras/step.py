@@ -101,12 +101,7 @@ class StepCore:
         before = self.snapshot.take()
         calibrating = self.scaler.may_fall()
         seen, gradients = self._compute(forward, batches)
-        if self.observer is not None:
-            for gradient, parameter in zip(gradients, self.updates.parameters, strict=True):
-                if isinstance(gradient, tf.Tensor):
-                    # Of a batch whose axes may have any length, a product's gradient does not know its own.
-                    gradient.set_shape(parameter.shape)
-            self.observer(gradients)
+        self._observe(gradients)
         gradients = self.replicas.gradients(gradients)
         losses = [loss for _, loss, _ in seen]
         loss = losses[0] if len(losses) == 1 else tf.add_n(losses) / len(losses)
@@ -171,6 +166,15 @@ class StepCore:
             applied, flagged = tf.cond(good, commit, hold)
         self._names_by_count[len(batches)] = self.names
         return StepResult(loss, applied, flagged, calibrating)
+
+    def _observe(self, gradients: list[Any]) -> None:
+        if self.observer is None:
+            return
+        for gradient, parameter in zip(gradients, self.updates.parameters, strict=True):
+            if isinstance(gradient, tf.Tensor):
+                # Of a batch whose axes may have any length, a product's gradient does not know its own.
+                gradient.set_shape(parameter.shape)
+        self.observer(gradients)
 
     def verdict(self, flagged: Any, micro_batches: int = 1) -> Verdict:
         """The verdict of a step that was not applied, on the host."""
