@@ -15,7 +15,7 @@ from castiron.policy import DeviceCapability, Support
 from castiron.policy.modules import LayerInfo
 from castiron.training import load_config
 from castiron.training import suggesting as room
-from castiron.training.backend import Job
+from castiron.training.backend import Job, load_backend
 from castiron.training.calibration import Measured, Trial, what_if_rows, wide_layers
 from castiron.training.suggesting import suggest
 
@@ -44,6 +44,59 @@ def test_what_is_suggested_here_is_not_slower_and_as_good(source: str, more: tup
         assert found.gain >= 1
     config = load_config(source, [*SMALL, *more, f"precision={json.dumps(found.precision())}"]).config
     assert config.precision.compute == found.policy.compute
+
+
+CHARACTERS = ("model.width=16", "model.context=16", "model.layers=1", "trainer.limit_train=24")
+
+
+@pytest.mark.parametrize(
+    ("source", "more"),
+    [
+        ("lstm-sentiment", (*LSTM[:3], "data.train=rows.csv", "data.columns={text: text, label: label}")),
+        ("tabular", ("model.hidden=[16]", "trainer.limit_train=24")),
+        ("char-lm", CHARACTERS),
+    ],
+    ids=["lstm", "mlp", "transformer"],
+)
+def test_the_recipes_under_bfloat16_end_within_the_noise_between_seeds(
+    source: str, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Trained for real, by the wing that is there; made up is that this device computes bfloat16 itself, in
+    0.6 of the time."""
+    monkeypatch.setattr(room, "load_backend", lambda name: AsIfNative(load_backend(name)))
+    monkeypatch.chdir(tmp_path)
+    words = ("good", "bad")
+    rows = [f"{i},a {words[i % 2]} film number {i % 97},{i % 2},{1 + 4 * (i % 2)}" for i in range(800)]
+    (tmp_path / "rows.csv").write_text("\n".join(["id,text,label,rating", *rows]) + "\n")
+    found = suggest(source, [*SMALL, *more], batches=2, steps=16, seeds=3)
+    assert found.precision() == "bf16-mixed"
+    assert found.proof is not None
+    assert found.proof.holds
+    assert found.proof.noise > 0
+    assert found.proof.float32 != found.proof.proposed, "bfloat16 has run"
+    assert found.gain == pytest.approx(1 / 0.6)
+    refused = {c.preset: c.refused for c in found.candidates}
+    assert "cannot run" in refused["tf32"]
+    assert "by emulation" in refused["float8-mixed"]
+
+
+class AsIfNative:
+    """A wing on a device that is said to compute bfloat16 itself."""
+
+    def __init__(self, wing: Any) -> None:
+        self._wing, self.measure = wing, wing.measure
+
+    def capability(self, device: str = "auto") -> DeviceCapability:
+        native = Support(status="native", cost=0.6)
+        slow = Support(status="emulated", cost=3.0, reason="no instructions for it")
+        row = {"float32": native, "bfloat16": native, "float16": slow, "float8_e4m3fn": slow}
+        families = ("matmul", "lstm", "attention", "softmax", "normalization", "embedding", "elementwise")
+        return DeviceCapability(device="cpu", name="A test device", support=dict.fromkeys(families, row))
+
+    def trial(self, job: Job) -> Trial:
+        made = self._wing.trial(job)
+        ms = {"float32": 10.0, "bfloat16": 6.0}[job.config.precision.compute]
+        return Trial(losses=made.losses, step_ms=ms)
 
 
 def test_health_of_a_config_and_of_a_run(castiron: Any, tmp_path: Path) -> None:
