@@ -9,9 +9,12 @@ import unittest
 import unittest.mock
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # the planted faults lie beside their tests
 
 
 @pytest.fixture
