@@ -44,7 +44,10 @@ def api() -> dict[str, str]:
 
 def page(package: str, tree: ast.Module) -> str:
     """All public names of a package."""
-    parts = [f"# {package}", "", *documentation(ast.get_docstring(tree) or "")]
+    first, _, example = (ast.get_docstring(tree) or "").partition("\n\n")
+    parts = [f"# {package}", "", first]
+    if example:
+        parts += ["", "```text", example, "```"]
     homes = imported(tree)
     for name in exported(tree):
         if name.startswith("__"):
