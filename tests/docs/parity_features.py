@@ -250,17 +250,17 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
         (
             "advice: lost updates",
             t("torch/health/test_health_symptoms.py::test_bfloat16_weights_at_a_small_learning_rate"),
-            t("keras/health/test_keras_health.py::test_lost_updates_are_told"),
+            t("keras/health/test_keras_planted_health.py::test_bfloat16_weights_at_a_small_learning_rate"),
         ),
         (
             "what the gradient loses where it is cast to float16 on its way back",
             t("torch/health/test_health_symptoms.py::test_float16_gradients_that_are_zero_without_a_trace"),
-            no("not yet: gradients at layers' outputs are measured, casts between them are not"),
+            t("keras/health/test_keras_planted_health.py::test_float16_gradients_of_1e_8"),
         ),
         (
             "what the order of accumulation does to a gradient",
             t("torch/health/test_health_order.py::test_equal_to_the_reference"),
-            no("not yet"),
+            no("not measured in the step's graph; it is a figure beside the others, and no advice rests on it"),
         ),
         (
             "health.parquet and TensorBoard's Health pages",
@@ -270,12 +270,12 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
         (
             "in a loop or model of your own",
             t("lightning/test_health.py::test_any_lightning_trainer_and_any_logger"),
-            no("not yet: recipes only; `enforce` and `transaction` do not measure"),
+            t("keras/health/test_keras_planted_health.py::test_fit_is_measured_and_left_as_it_is"),
         ),
         (
             "`castiron health`, `castiron suggest`",
             t("cli/test_suggest.py::test_health_of_a_config_and_of_a_run"),
-            no("not yet: refused with backend: tensorflow"),
+            t("keras/test_keras_calibrating.py::test_health_of_a_config_and_of_a_run"),
         ),
     ],
     "Runs": [
@@ -287,21 +287,6 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
             t(
                 "keras/test_keras_recipe_run.py::test_a_run_leaves_the_files_and_pages_that_the_other_wing_leaves"
             ),
-        ),
-        (
-            "tabular, image-classifier, series-forecaster, segmenter: one config, two wings",
-            t("keras/test_keras_recipes.py::test_one_word_of_the_config_says_which_wing_trains"),
-            t("keras/test_keras_recipes.py::test_one_word_of_the_config_says_which_wing_trains"),
-        ),
-        (
-            "their outputs, losses and metrics with equal weights",
-            t("keras/test_keras_recipes.py::test_equal_weights_give_equal_outputs_losses_and_metrics"),
-            t("keras/test_keras_recipes.py::test_equal_weights_give_equal_outputs_losses_and_metrics"),
-        ),
-        (
-            "char-lm and seq2seq-attention",
-            t("recipes/char_lm/test_char_lm.py::test_it_trains_under_every_preset"),
-            no("not yet: their models are written in PyTorch alone"),
         ),
         (
             "tabular, image-classifier, series-forecaster, segmenter: one config, two wings",
@@ -333,7 +318,7 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
         (
             "a precision manifest in the checkpoint, verified before loading",
             t("lightning/test_manifest.py::test_a_checkpoint_that_does_not_fit"),
-            no("not yet: names, shapes and formats are compared, without a manifest of their own"),
+            t("keras/test_keras_manifest.py::test_what_does_not_fit_is_refused_and_nothing_is_changed"),
         ),
         (
             "equal weights, equal outputs",
