@@ -10,7 +10,8 @@ bit, to the uninterrupted run: the weights of the last checkpoint, those of the 
 metrics.jsonl but for their clock, and the test metrics.
 
 With `--processes 2` each run is trained by two processes (`--strategy ddp` or `fsdp`). Every other time one
-of them alone is killed, and the others must end by themselves; else all are killed at once.
+of them alone is killed, and the others must end by themselves; else all are killed at once. With `--backend
+tensorflow` the runs are of that wing.
 
 Processes are forked from one that has imported torch and trained nothing, so that a run takes a second or
 two; `--fresh` starts each by the command line instead.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import json
 import os
 import random
@@ -65,6 +67,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=1, help="kills per run")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     parser.add_argument("--policies", default=",".join(POLICIES), help="policies, in turn")
+    parser.add_argument("--backend", default="torch", choices=("torch", "tensorflow"))
     parser.add_argument("--processes", type=int, default=1, help="that train a run together")
     parser.add_argument("--strategy", default="ddp", help="of several processes: ddp or fsdp")
     parser.add_argument("--fresh", action="store_true", help="start each run by the command line")
@@ -81,6 +84,7 @@ def main() -> int:
             policies=arguments.policies.split(","),
             start=functools.partial(
                 by_command if arguments.fresh else by_fork,
+                backend=arguments.backend,
                 processes=arguments.processes,
                 strategy=arguments.strategy,
             ),
@@ -187,25 +191,42 @@ def as_text(account: dict[str, Any]) -> str:
 
 
 def by_command(
-    folder: Path, policy: str, name: str, again: bool, *, processes: int = 1, strategy: str = "ddp"
+    folder: Path,
+    policy: str,
+    name: str,
+    again: bool,
+    *,
+    processes: int = 1,
+    strategy: str = "ddp",
+    backend: str = "torch",
 ) -> list[int]:
     """A run by the command line, in a Python of its own; it starts the processes of a run itself."""
-    arguments = arguments_of(folder, policy, name, again, processes, strategy)
+    arguments = arguments_of(folder, policy, name, again, processes, strategy, backend)
     command = [sys.executable, "-m", "castiron", "train", *arguments, "-q"]
     with open(os.devnull, "wb") as nowhere:
         return [subprocess.Popen(command, stdout=nowhere, stderr=nowhere).pid]
 
 
 def by_fork(
-    folder: Path, policy: str, name: str, again: bool, *, processes: int = 1, strategy: str = "ddp"
+    folder: Path,
+    policy: str,
+    name: str,
+    again: bool,
+    *,
+    processes: int = 1,
+    strategy: str = "ddp",
+    backend: str = "torch",
 ) -> list[int]:
     """The same, in copies of this process."""
-    arguments = arguments_of(folder, policy, name, again, processes, strategy)
-    return fork_ranks([["train", *arguments, "--quiet"]] * processes)
+    arguments = arguments_of(folder, policy, name, again, processes, strategy, backend)
+    return fork_ranks([["train", *arguments, "--quiet"]] * processes, backend=backend)
 
 
 def fork_ranks(
-    commands: list[list[str]], output: Path | None = None, prepare: Callable[[int], None] | None = None
+    commands: list[list[str]],
+    output: Path | None = None,
+    prepare: Callable[[int], None] | None = None,
+    backend: str = "torch",
 ) -> list[int]:
     """Copies of this process, each of which runs a command of castiron; several are ranks of one training, as
     torchrun would start them.
@@ -214,9 +235,16 @@ def fork_ranks(
         output: a folder for what they say, in `rank-N.log`.
         prepare: called in each, with its rank.
     """
-    import castiron_recipes.lstm_sentiment.model  # noqa: F401
     from castiron.cli.main import run
-    from castiron.lightning import session, strategies  # noqa: F401
+
+    # What takes long to import, and trains nothing yet.
+    if backend == "tensorflow":
+        names = ["castiron_recipes.lstm_sentiment.keras_model", "castiron.keras.session"]
+    else:
+        names = ["castiron_recipes.lstm_sentiment.model", "castiron.lightning.session"]
+        names.append("castiron.lightning.strategies")
+    for name in names:
+        importlib.import_module(name)
 
     store = tempfile.mktemp(prefix="castiron-store-")
     children = []
@@ -260,7 +288,13 @@ def environment_of(rank: int, world: int, store: str) -> dict[str, str]:
 
 
 def arguments_of(
-    folder: Path, policy: str, name: str, again: bool, processes: int = 1, strategy: str = "ddp"
+    folder: Path,
+    policy: str,
+    name: str,
+    again: bool,
+    processes: int = 1,
+    strategy: str = "ddp",
+    backend: str = "torch",
 ) -> list[str]:
     """What to say to `castiron train`. A run that was killed before it had a config is begun again."""
     run = folder / "lstm-sentiment" / name
@@ -272,7 +306,7 @@ def arguments_of(
         size = f"data.batch_size={16 // processes}"
         several = [f"trainer.devices={processes}", f"trainer.strategy={strategy}", size]
         several += ["trainer.ema=null"] if strategy == "fsdp" else []
-    where = [f"precision={policy}", "--name", name, "--runs", str(folder)]
+    where = [f"backend={backend}", f"precision={policy}", "--name", name, "--runs", str(folder)]
     return ["lstm-sentiment", *CONFIG, *several, *files, *where]
 
 
@@ -315,7 +349,7 @@ def moment(run: Path) -> str:
         return "before its config was written"
     if list(run.glob("checkpoints/.*")):
         return "a checkpoint half written"
-    if not list(run.glob("checkpoints/*.ckpt")):
+    if not (run / "checkpoints").is_dir() or not list((run / "checkpoints").iterdir()):
         return "before its first checkpoint"
     return "between checkpoints"
 
@@ -327,7 +361,7 @@ def end_of(run: Path) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name in ("last", "best"):
-        path = run / "checkpoints" / f"{name}.ckpt"
+        (path,) = (run / "checkpoints").glob(f"{name}.*")
         check_intact(path)
         manifest = read_manifest(path)
         assert manifest is not None
