@@ -16,6 +16,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "keras.md"
 SCRIPTS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 SAYS = (
     ("76 steps, 4 held", "N507 Field '0' of the batch is not finite in row 5 of 32"),
+    ("N521 100 % of the updates of a layer are lost: its bfloat16 weights do not move",),
     ("3 steps, 1 held",),
     ("19 steps, 1 held", "N507 Field 'x' of the batch is not finite in row 5 of 32"),
 )

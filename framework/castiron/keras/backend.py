@@ -18,6 +18,7 @@ from castiron.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from castiron.training.audit import AuditReport
+    from castiron.training.calibration import Measured, Trial
 
 
 class KerasBackend:
@@ -62,6 +63,16 @@ class KerasBackend:
         from castiron.keras.auditing import audit_model
 
         return audit_model(model, inputs, policy)
+
+    def measure(self, job: Job, batches: int) -> Measured:
+        from castiron.keras import calibrating
+
+        return calibrating.measure(job, batches)
+
+    def trial(self, job: Job) -> Trial:
+        from castiron.keras import calibrating
+
+        return calibrating.trial(job)
 
     def weights(self, job: Job) -> dict[str, np.ndarray]:
         """What the model of `job.checkpoint` stores, by name, in its own formats."""

@@ -97,3 +97,16 @@ def check_custom(model: Any, core: StepCore) -> None:
             "parameters in float32 or wider, or Keras's own train_step",
             f"param {core.policy.param}",
         )
+
+
+def check_model(model: Any) -> None:
+    """Refuse what cannot be guarded, with the reason."""
+    if "castiron" in model.__dict__:
+        raise refused("the model is under a policy already", "a model that is not", "enforce twice")
+    if type(model).make_train_function is not keras.Model.make_train_function:
+        raise refused(
+            f"{type(model).__name__}.make_train_function is the model's own, and what it trains with is not "
+            "known",
+            "Keras's own make_train_function; a train_step of the model's own is guarded",
+            "another",
+        )

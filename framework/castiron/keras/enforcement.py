@@ -7,19 +7,22 @@ model.fit(x, y, callbacks=[...])
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.backend.tensorflow.trainer import reduce_per_replica
 from keras.src.losses.loss import unscale_loss_for_distribution
 
 from castiron.diagnostics import Finding, NumericIncident
-from castiron.keras.arguments import as_tensor, cast_argument, cast_data, declared, without_optionals
+from castiron.keras.arguments import cast_argument, cast_data, declared
 from castiron.keras.capability import device_capability
-from castiron.keras.custom_step import CustomStep, check_custom, refused
+from castiron.keras.compiled import ITERATORS, compiled_step
+from castiron.keras.custom_step import CustomStep, check_custom, check_model
+from castiron.keras.health.loop import LoopHealth, learning_rate
+from castiron.keras.health.watch import Watch
 from castiron.keras.held import HeldSteps
 from castiron.keras.loss import to_loss_dtype
 from castiron.keras.modules import describe
@@ -54,6 +57,7 @@ def enforce(
     *,
     device: str = "auto",
     incidents: str | Path | None = None,
+    health: bool | str | Path = True,
     seed: int = 0,
 ) -> Any:
     """Put a built Keras model under a policy. → the same model.
@@ -72,6 +76,9 @@ def enforce(
         policy: a policy, a preset's name, a short string, or a mapping.
         device: what the plan is held against.
         incidents: a folder; each held step is written there as `step-N/`.
+        health: True measures the first step and every `health.every`-th, and `model.castiron.findings` has
+            the advice; a folder: what `fit` measured is kept there as well; False: nothing is measured. A
+            `train_step` of the model's own and replicas are not measured.
         seed: of stochastic rounding.
 
     Raises:
@@ -81,7 +88,7 @@ def enforce(
             the loss scale stands at its floor (S401).
     """
     given = PrecisionPolicy.model_validate(policy)
-    Enforcement(model, given, device, incidents, seed)
+    Enforcement(model, given, device, incidents, health, seed)
     return model
 
 
@@ -94,6 +101,7 @@ class Enforcement:
         policy: PrecisionPolicy,
         device: str,
         incidents: str | Path | None,
+        health: bool | str | Path,
         seed: int,
     ) -> None:
         check_watch(policy)
@@ -101,12 +109,12 @@ class Enforcement:
         self._folder, self._device = incidents, device
         self.custom = type(model).train_step is not keras.Model.train_step
         """Whether the model has a `train_step` of its own."""
-        _check(model)
+        check_model(model)
         plan, notes = resolve(policy, describe(model), device_capability(device))
         self.plan: Plan = plan
         """The policy, resolved against the model and device."""
         self.findings: list[Finding] = [*notes, *apply(model, plan).findings]
-        """What there is to say that does not stop training: of the plan, and of held steps."""
+        """What there is to say that does not stop training: of the plan, of held steps, of health."""
         self.replicas = replicas_of(model.distribute_strategy)
         with model.distribute_strategy.scope():
             self.scaler = make_scaler(policy.scaling)
@@ -121,6 +129,9 @@ class Enforcement:
         """Steps held because gradients overflowed while the loss scale could still fall."""
         self.held = 0
         """Steps held for more than that."""
+        self._kept_in = health
+        self.health: LoopHealth | None = None
+        """What is measured, where something is."""
         self._core: StepCore | None = None
         self._held: HeldSteps | None = None
         self._custom: CustomStep | None = None
@@ -155,7 +166,11 @@ class Enforcement:
             kwargs["validation_data"] = cast_data(self.policy, kwargs["validation_data"])
         if self._held is not None:
             self._held.pipeline = x if isinstance(x, tf.data.Dataset) else None
-        return self._run("fit", x, y, *args, **kwargs)
+        folder = self._kept_in
+        if self.health is None or isinstance(folder, bool):
+            return self._run("fit", x, y, *args, **kwargs)
+        with self.health.kept_in(folder, self.committed):
+            return self._run("fit", x, y, *args, **kwargs)
 
     def _evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         return self._run("evaluate", x, y, *args, **kwargs)
@@ -209,6 +224,8 @@ class Enforcement:
         self._core.replicas = self.replicas
         if self.custom:  # what it says of itself, it says at once
             check_custom(model, self._core)
+        if self._kept_in is not False and not self.custom and self.replicas.count == 1 and not self.health:
+            self.health = LoopHealth(self._core, self.policy, self.findings.extend)
         before = self._held
         self._held = HeldSteps(self._core, self.plan, None, self._folder, actions=self)
         self._held.responses = self.responses
@@ -239,25 +256,12 @@ class Enforcement:
         own: Any = self._step
         if self._custom is not None:
             custom = self._custom
-            own = lambda data: custom(cast_data(self.policy, data))  # noqa: E731
+            own = lambda data, _: custom(cast_data(self.policy, data))  # noqa: E731
 
-        def step(data: Any) -> tuple[dict[str, Any], Any]:
-            data = without_optionals(data)
-            found, logs = own(data) if self.replicas.count == 1 else strategy.run(own, args=(data,))
-            return found, reduce_per_replica(logs, strategy, "auto")
-
-        if not model.run_eagerly:
-            step = tf.function(
-                step, jit_compile=model.jit_compile or None, reduce_retracing=True, autograph=False
-            )
-
-        def step_of(iterator: Any) -> Any:
-            data = next(iterator)
-            if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-                data = keras.tree.map_structure(as_tensor, data)
-            return step(data), data
-
-        compiled = step_of if model.run_eagerly else tf.function(step_of, autograph=False)
+        if self.replicas.count > 1:
+            alone = own
+            own = lambda data, _: strategy.run(lambda d: alone(d, None), args=(data,))  # noqa: E731
+        steps: dict[Watch | None, tuple[Any, Any]] = {None: compiled_step(model, own, None)}
 
         def train(iterator: Any) -> Any:
             if iterator is not self._iterator and core.updates.keeps:
@@ -265,20 +269,27 @@ class Enforcement:
             if iterator is not self._iterator and self._points is not None:
                 self._points.keep(self.committed)
             self._iterator = iterator
-            fast = isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator))
+            fast = isinstance(iterator, ITERATORS)
             logs: Any = None
             for _ in range(model.steps_per_execution):
+                watch, rate = self._watch(core)
+                if watch not in steps:
+                    steps[watch] = compiled_step(model, own, watch)
                 try:
-                    (found, logs), data = (compiled if fast else step_of)(iterator)
+                    (found, logs), data = steps[watch][fast](iterator)
                 except (StopIteration, tf.errors.OutOfRangeError):
                     if logs is None:
                         raise
                     break
                 if bool(first_of(found["committed"])):
                     self.committed += 1
+                    if self.health is not None and watch is not None:
+                        self.health.committed(watch, found["health"], self.committed, rate, self.held)
                     if self._points is not None:
                         self._points.keep(self.committed)
                     continue
+                if self.health is not None:
+                    self.health.held(self.committed)
                 self._respond(data, found)
                 if model.train_function is not train:  # a layer was promoted
                     break
@@ -286,10 +297,19 @@ class Enforcement:
 
         return train
 
-    def _step(self, data: Any) -> tuple[dict[str, Any], Any]:
+    def _watch(self, core: StepCore) -> tuple[Watch | None, float]:
+        """How the next step is looked at, and its learning rate, where it is."""
+        watch = None if self.health is None else self.health.watch(core, self.committed)
+        return watch, 0.0 if watch is None else learning_rate(core)
+
+    def _step(self, data: Any, watch: Watch | None) -> tuple[dict[str, Any], Any]:
         assert self._core is not None
-        result = self._core.run(self.forward, [cast_data(self.policy, data)], self._update_metrics)
-        return _told(result), self._model.get_metrics_result()
+        with contextlib.nullcontext() if watch is None else watch.tracing():
+            result = self._core.run(self.forward, [cast_data(self.policy, data)], self._update_metrics)
+        told = {"committed": result.committed, "flagged": result.flagged, "calibrating": result.calibrating}
+        if watch is not None:
+            told["health"] = watch.outputs()
+        return told, self._model.get_metrics_result()
 
     def forward(self, data: Any) -> tuple[Any, Any]:
         """Loss and outputs of a batch, as `fit` has them."""
@@ -380,20 +400,3 @@ class Enforcement:
             return self._custom.everything
         values = [v._value for v in self._model.trainable_variables]
         return [*values, *self._core.updates.variables(), *self._core.snapshot.variables]
-
-
-def _told(result: Any) -> dict[str, Any]:
-    return {"committed": result.committed, "flagged": result.flagged, "calibrating": result.calibrating}
-
-
-def _check(model: Any) -> None:
-    """Refuse what cannot be guarded, with the reason."""
-    if "castiron" in model.__dict__:
-        raise refused("the model is under a policy already", "a model that is not", "enforce twice")
-    if type(model).make_train_function is not keras.Model.make_train_function:
-        raise refused(
-            f"{type(model).__name__}.make_train_function is the model's own, and what it trains with is not "
-            "known",
-            "Keras's own make_train_function; a train_step of the model's own is guarded",
-            "another",
-        )

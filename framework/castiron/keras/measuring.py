@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from castiron.health.recorder import HealthRecorder
 from castiron.health.writer import EventWriter
-from castiron.keras.health.monitor import HealthMonitor
+from castiron.keras.health.loop import LoopHealth
 from castiron.keras.health.watch import Watch
 from castiron.keras.module import RecipeModel
 from castiron.training.backend import Job
@@ -24,34 +23,15 @@ class Measuring:
     def __init__(
         self, job: Job, module: RecipeModel, writer: EventWriter, *, resumed_at: int | None = None
     ) -> None:
-        self._job, self._module = job, module
-        self.monitor = HealthMonitor(module.core, module.policy)
-        self._recorder = HealthRecorder(job.run.path, writer, resumed_at=resumed_at)
+        self._module = module
+        self._loop = LoopHealth(module.core, module.policy, job.reporter.findings)
+        self._loop.recorder = HealthRecorder(job.run.path, writer, resumed_at=resumed_at)
+        self.held, self.close = self._loop.held, self._loop.close
 
     def watch(self, step: int) -> Watch | None:
         """How the step after so many committed ones is looked at; None: not at all."""
-        if self.monitor.core is not self._module.core:
-            self.monitor.use(self._module.core)
-        return self.monitor.watch(step)
+        return self._loop.watch(self._module.core, step)
 
     def committed(self, watch: Watch, given: Mapping[str, Any], step: int, held: int) -> None:
         """A measured step was applied; it is number `step`."""
-        rate = self._module.schedule.rate(step - 1)
-        self._recorder.add(self.monitor.committed(watch, given, step, rate, held))
-        self._say(step)
-
-    def held(self, step: int) -> None:
-        """A step was not applied, after so many that were."""
-        self.monitor.held(step)
-        self._say(step)
-
-    def close(self) -> None:
-        """Write what is left."""
-        # A full disk is no reason to hide what stopped the training.
-        with contextlib.suppress(OSError):
-            self._recorder.close()
-
-    def _say(self, step: int) -> None:
-        if found := self.monitor.news():
-            self._recorder.say(found, step)
-            self._job.reporter.findings(found)
+        self._loop.committed(watch, given, step, self._module.schedule.rate(step - 1), held)

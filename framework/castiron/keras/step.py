@@ -167,6 +167,11 @@ class StepCore:
         self._names_by_count[len(batches)] = self.names
         return StepResult(loss, applied, flagged, calibrating)
 
+    def look(self, forward: Forward, batches: Sequence[Any]) -> None:
+        """Forward and backward alone, in the graph, for the observer: nothing is decided or applied."""
+        _, gradients = self._compute(forward, batches)
+        self._observe(gradients)
+
     def _observe(self, gradients: list[Any]) -> None:
         if self.observer is None:
             return

@@ -17,6 +17,8 @@ import tensorflow as tf
 
 from castiron.diagnostics import Finding
 from castiron.keras.capability import device_capability
+from castiron.keras.health.loop import LoopHealth, learning_rate
+from castiron.keras.health.watch import Watch
 from castiron.keras.held import HeldSteps
 from castiron.keras.inputs import cast_inputs
 from castiron.keras.modules import describe
@@ -42,6 +44,7 @@ def transaction(
     jit_compile: bool = False,
     origin: Origin | None = None,
     incidents: str | Path | None = None,
+    health: bool | str | Path = False,
     seed: int = 0,
 ) -> Iterator[Transaction]:
     """Within it, `step(loss_of, batch)` is a whole training step under a policy, or nothing.
@@ -61,6 +64,8 @@ def transaction(
         jit_compile: compile with XLA.
         origin: row number of a batch's `row` field to a place in a file, for messages.
         incidents: a folder; each held step is written there as `step-N/`.
+        health: True measures the first step and every `health.every`-th, and `findings` has the advice; a
+            folder: what was measured is kept there as well.
         seed: of stochastic rounding.
 
     Raises:
@@ -71,7 +76,13 @@ def transaction(
     """
     given = PrecisionPolicy.model_validate(policy)
     with matmul_switches(given.matmul):
-        yield Transaction(model, optimizer, given, clip_norm, jit_compile, origin, incidents, seed)
+        step = Transaction(model, optimizer, given, clip_norm, jit_compile, origin, incidents, seed)
+        if health is False:
+            yield step
+            return
+        step.health = LoopHealth(step.core, given, step.findings.extend)
+        with contextlib.nullcontext() if health is True else step.health.kept_in(health, 0):
+            yield step
 
 
 @dataclass(slots=True)
@@ -116,7 +127,9 @@ class Transaction:
         self.core.jit_compile = jit_compile
         self._policy, self._jit = policy, jit_compile
         self._held = HeldSteps(self.core, plan, origin, incidents)
-        self._compiled: dict[tuple[Any, bool], Any] = {}
+        self.health: LoopHealth | None = None
+        """What is measured, where something is."""
+        self._compiled: dict[tuple[Any, bool, Watch | None], Any] = {}
         self._tried = 0
         self.committed = 0
         """Steps that were applied."""
@@ -149,11 +162,17 @@ class Transaction:
         self._tried += 1
         every = self._policy.guard.every
         watched = every == 1 or self._tried % every == 1
-        result = self._function(loss_of, watched)(cast)
+        watch = None if self.health is None else self.health.watch(self.core, self.committed)
+        rate = 0.0 if watch is None else learning_rate(self.core)
+        result = self._function(loss_of, watched, watch)(cast)
         outcome = StepOutcome(result["loss"], bool(result["committed"]))
         if outcome.committed:
             self.committed += 1
+            if self.health is not None and watch is not None:
+                self.health.committed(watch, result["health"], self.committed, rate, self.held)
             return outcome
+        if self.health is not None:
+            self.health.held(self.committed)
         verdict = outcome.verdict = self.core.verdict(result["flagged"], len(batches))
         scale = self.scaler.check() if verdict.gradients_only else None
         if self.core.is_expected(verdict, result["calibrating"]):
@@ -164,13 +183,15 @@ class Transaction:
         self.findings.append(outcome.finding)
         return outcome
 
-    def _function(self, loss_of: LossOf, watched: bool) -> Any:
-        key = (loss_of, watched)
+    def _function(self, loss_of: LossOf, watched: bool, watch: Watch | None) -> Any:
+        key = (loss_of, watched, watch)
         if key not in self._compiled:
 
             def step(batches: list[Any]) -> dict[str, Any]:
-                result = self.core.run(_forward(loss_of), batches, watched=watched)
+                with contextlib.nullcontext() if watch is None else watch.tracing():
+                    result = self.core.run(_forward(loss_of), batches, watched=watched)
                 return {
+                    "health": {} if watch is None else watch.outputs(),
                     "loss": result.loss,
                     "committed": result.committed,
                     "flagged": result.flagged,

@@ -11,7 +11,7 @@ import numpy as np
 from castiron.diagnostics import Finding
 from castiron.health.advice import Advisor
 from castiron.health.dynamics import SecondMoment, Update, ratio, second_moment
-from castiron.health.snapshot import LayerUpdate, ScaleHealth, Snapshot
+from castiron.health.snapshot import BackwardCast, LayerUpdate, ScaleHealth, Snapshot
 from castiron.health.statistics import WHAT_IF, Statistics, measure
 from castiron.keras.health.measure import read
 from castiron.keras.health.watch import Key, Watch
@@ -104,6 +104,11 @@ class HealthMonitor:
                     if v.shape[0] > 1
                 },
                 dead={p: (int(v.numpy().sum()), int(v.shape[0])) for p, v in given["dead"].items()},
+                casts=tuple(
+                    found
+                    for of, cast in zip(watch.casts, given["casts"], strict=True)
+                    if (found := _cast(of, cast)) is not None
+                ),
                 scaling=scaling,
                 held=held,
                 full=bool(watch.formats),
@@ -129,7 +134,7 @@ class HealthMonitor:
         dtypes: dict[str, str] = {}
         moments: dict[str, SecondMoment] = {}
         for path, layer in watch.paths().items():
-            of = samples[path]
+            of = samples.get(path, {})
             if "gradient" not in of:
                 continue
             before, after = (of[k].astype(np.float64) for k in ("before", "after"))
@@ -203,6 +208,17 @@ def _looks(number: int) -> tuple[bool, bool]:
     early = number == _WHAT_IF_AT
     count = number // _HISTOGRAMS_EVERY
     return large or early, early or (large and count > 1 and count & (count - 1) == 0)
+
+
+def _cast(formats: tuple[str, str], given: Mapping[str, Any]) -> BackwardCast | None:
+    wide, narrow = (
+        read({k: v.numpy() for k, v in given[side].items()}, name)
+        for side, name in zip(("wide", "narrow"), formats, strict=True)
+    )
+    if wide is None or narrow is None:
+        return None
+    lost = max(wide.live - narrow.live - narrow.non_finite, 0)
+    return BackwardCast(formats[1], wide.live, lost, wide.largest, wide.quantile(0.01))
 
 
 def _key(name: str) -> Key:

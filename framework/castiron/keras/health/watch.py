@@ -27,6 +27,10 @@ _PASSING = tuple(
     )
 )  # fmt: skip
 """Layers that compute nothing: what they hand on is what the layer before them did."""
+_LAST = (L.LSTM, L.GRU, L.SimpleRNN)
+"""Recurrent layers that can hand on all time steps, and hand on the last of them."""
+_STEPS = 1024
+"""Calls of one layer in one forward pass whose level is kept."""
 Key = tuple[Kind, str]
 
 
@@ -37,13 +41,20 @@ class Watch:
         large: everything; else only the largest magnitudes that layers hand on.
         slow: also what changes slowly: parameters and the optimizer's moments.
         formats: those to ask about.
+        learns: whether the step updates the parameters.
     """
 
     def __init__(
-        self, core: StepCore, *, large: bool = True, slow: bool = True, formats: Sequence[str] = ()
+        self,
+        core: StepCore,
+        *,
+        large: bool = True,
+        slow: bool = True,
+        formats: Sequence[str] = (),
+        learns: bool = True,
     ) -> None:
         self._core = core
-        self.large, self.slow, self.formats = large, slow, tuple(formats)
+        self.large, self.slow, self.formats, self.learns = large, slow, tuple(formats), learns
         self.dtypes: dict[Key, str] = {}
         """Format of each group, known when the step has been traced."""
         self.kept: dict[str, str] = {}
@@ -51,8 +62,13 @@ class Watch:
         self._layers = [
             (path, layer) for path, layer in _watched(core.model) if not isinstance(layer, _PASSING)
         ]
+        self._cells = [(path, layer) for path, layer in walk(core.model) if path and _is_cell(layer)]
         self._groups: dict[Key, list[Any]] = {}
-        self._gradients: dict[str, list[Any]] = {}
+        self._states: dict[str, list[Any]] = {}
+        self._graph: Any = None
+        self.casts: list[tuple[str, str]] = []
+        """Formats, before and after, of each cast to float16 on the gradient's way back."""
+        self._casts: list[dict[str, Group]] = []
         self.levels: dict[str, Any] = {}
         self.dead: dict[str, Any] = {}
         self._samples: dict[str, dict[str, Any]] = {}
@@ -63,7 +79,12 @@ class Watch:
     def tracing(self) -> Iterator[None]:
         """Within it a step is built that also measures; `outputs` has what it gives."""
         self._groups, self.levels, self.dead, self._samples = {}, {}, {}, {}
+        self._states, self.casts, self._casts = {}, [], []
+        self._graph = _graph()
         spies: list[tuple[Any, Any]] = []
+        for path, layer in self._cells if self.large else ():
+            spies.append((layer, layer.__dict__.get("call")))
+            layer.__dict__["call"] = self._called(path, layer.call)
         for path, layer in self._layers:
             spies.append((layer, layer.__dict__.get("call")))
             layer.__dict__["call"] = self._spied(path, layer, layer.call)
@@ -75,7 +96,7 @@ class Watch:
             yield
         finally:
             self._core.observer = observer
-            for layer, before in spies:
+            for layer, before in reversed(spies):
                 if before is None:
                     del layer.__dict__["call"]
                 else:
@@ -93,7 +114,15 @@ class Watch:
             asked = self.formats if kind not in ("first moments", "second moments", "updates") else ()
             groups[f"{kind}|{path}"] = measured(same, asked)
             self.dtypes[kind, path] = main
-        return {"groups": groups, "samples": self._samples, "levels": self.levels, "dead": self.dead}
+        for path, states in self._states.items():
+            self.levels[path] = tf.stack(states)
+        return {
+            "groups": groups,
+            "samples": self._samples,
+            "levels": self.levels,
+            "dead": self.dead,
+            "casts": self._casts,
+        }
 
     def _add(self, kind: Kind, path: str, tensors: Sequence[Any]) -> None:
         floats = [t for t in tensors if is_float(t.dtype)]
@@ -105,8 +134,11 @@ class Watch:
 
     def _spied(self, path: str, layer: Any, call: Any) -> Any:
         def spied(*args: Any, **kwargs: Any) -> Any:
-            result = call(*args, **kwargs)
-            flat = [t for t in tf.nest.flatten(result) if tf.is_tensor(t) and is_float(t.dtype)]
+            if self.large and isinstance(layer, _LAST) and not layer.return_sequences:
+                result = self._whole_sequence(path, layer, call, *args, **kwargs)
+            else:
+                result = call(*args, **kwargs)
+            flat = self._floats(result)
             labels = {id(t): path if i == 0 else f"{path}[{i}]" for i, t in enumerate(flat)}
             for tensor in flat:
                 self._add("activations", labels[id(tensor)], [tensor])
@@ -117,6 +149,13 @@ class Watch:
             return tf.nest.map_structure(lambda t: seen.get(id(t), t), result)
 
         return spied
+
+    def _floats(self, result: Any) -> list[Any]:
+        """The floating-point tensors that a layer hands on. What is made within a loop or a function of the
+        model's own cannot be seen from outside of it."""
+        if _graph() is not self._graph:
+            return []
+        return [t for t in tf.nest.flatten(result) if tf.is_tensor(t) and is_float(t.dtype)]
 
     def _with_gradient(self, path: str, tensor: Any) -> Any:
         """The same tensor; its gradient is measured as it comes by."""
@@ -135,8 +174,36 @@ class Watch:
             new._keras_mask = mask
         return new
 
+    def _whole_sequence(self, path: str, layer: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+        """What a recurrent layer hands on of its last time step; its level is seen at all of them."""
+        layer.return_sequences = True
+        try:
+            result = call(*args, **kwargs)
+        finally:
+            layer.return_sequences = False
+        sequence, *states = result if isinstance(result, (tuple, list)) else (result,)
+        self._see_state(path, layer, sequence)
+        last = sequence[:, -1]
+        return (last, *states) if isinstance(result, (tuple, list)) else last
+
+    def _called(self, path: str, call: Any) -> Any:
+        """A layer that is called again and again in a forward pass is a cell: the levels of its states are
+        kept, from the second call on."""
+        calls = [0]
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            result = call(*args, **kwargs)
+            calls[0] += 1
+            flat = self._floats(result)
+            for i, tensor in enumerate(flat[:3] if 1 < calls[0] <= _STEPS else ()):
+                level = tf.sqrt(tf.reduce_mean(tf.square(tf.cast(tensor, tf.float32))))
+                self._states.setdefault(f"{path}[{i}]" if i else path, []).append(level)
+            return result
+
+        return called
+
     def _see_state(self, path: str, layer: Any, main: Any) -> None:
-        if isinstance(layer, L.RNN) and layer.return_sequences and main.shape.rank == 3:
+        if isinstance(layer, L.RNN) and main.shape.rank == 3:
             wide = tf.cast(main, tf.float32)
             self.levels[path] = tf.sqrt(tf.reduce_mean(tf.square(wide), axis=[0, 2]))
         if isinstance(layer, L.ReLU) or getattr(layer, "activation", None) is keras.activations.relu:
@@ -159,9 +226,24 @@ class Watch:
         for variable, gradient in zip(self._core.updates.parameters, gradients, strict=True):
             if gradient is not None:
                 self._add("gradients", owners.get(id(variable), ""), [gradient])
-                self._samples[variable.path]["gradient"] = tf.cast(_sample(gradient), tf.float64)
+                if self.learns:
+                    self._samples[variable.path]["gradient"] = tf.cast(_sample(gradient), tf.float64)
+        self._see_casts()
+
+    def _see_casts(self) -> None:
+        """What the gradient loses where it goes from a wide format to float16: below such a cast nothing of
+        what underflowed is left to measure. Those within loops are not seen, nor is eager mode."""
+        for op in self._graph.get_operations() if self._graph is not None else ():
+            if op.type != "Cast" or "gradient_tape/" not in op.name:
+                continue
+            wide, narrow = op.inputs[0], op.outputs[0]
+            if wide.dtype.is_floating and wide.dtype.size > 2 and narrow.dtype == tf.float16:
+                self.casts.append((dtype_name(wide.dtype), dtype_name(narrow.dtype)))
+                self._casts.append({"wide": measured([wide]), "narrow": measured([narrow])})
 
     def _before(self) -> None:
+        if not self.learns:
+            return
         updates = self._core.updates
         for own, target in zip(updates.parameters, updates.targets, strict=True):
             # A stand-in that is made of the parameter anew at every step is no copy that is kept.
@@ -177,12 +259,14 @@ class Watch:
         }
         for own, target in zip(updates.parameters, updates.targets, strict=True):
             path = owners.get(id(own), "")
+            if self.slow:
+                self._add("parameters", path, [tf.convert_to_tensor(own._value)])
+            if not self.learns:
+                continue
             kept = target if target is own or updates._keeps else own
             sample = self._samples[own.path]
             self.kept[own.path] = stored_dtype(kept)
             sample["after"] = _sample(tf.convert_to_tensor(kept._value))
-            if self.slow:
-                self._add("parameters", path, [tf.convert_to_tensor(own._value)])
             for name, slots in moments.items():
                 if not slots:
                     continue
@@ -213,6 +297,16 @@ def _watched(model: Any) -> Iterator[tuple[str, Any]]:
             yield from down(f"{path}.{name}" if path else name, child)
 
     yield from down("", model)
+
+
+def _graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def _is_cell(layer: Any) -> bool:
+    """Whether a layer may be a cell that is called for each time step: it has layers inside, or is nobody's
+    but the user's."""
+    return bool(children(layer)) or not type(layer).__module__.startswith("keras.")
 
 
 def _sample(tensor: Any) -> Any:
