@@ -40,3 +40,19 @@ def test_both_ranks_hold_what_is_bad_on_one_of_them(
     incident = json.loads((Path(folder) / "incident.json").read_text())
     assert (incident["rank"], incident["code"], incident["step"]) == (1, "N507", 2)
     assert [r["row"] for r in incident["rows"]] == [16]
+
+
+@pytest.mark.slow
+def test_gradients_are_averaged_in_the_accumulate_format() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
+    done = subprocess.run(
+        [*command, str(SCRIPT.with_name("reducing.py"))],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("gradients")]
+    assert line == "gradients torch.float32 65.0"  # 259 / 4 = 64.75, which bfloat16 has not

@@ -19,6 +19,7 @@ from castiron.health.snapshot import ScaleHealth, Snapshot
 from castiron.health.writer import EventWriter
 from castiron.lightning.logger import RunLogger
 from castiron.lightning.precision import PrecisionPlugin
+from castiron.lightning.sharding import Sharded
 from castiron.policy import PrecisionPolicy
 from castiron.torch.health.monitor import HealthMonitor
 
@@ -76,8 +77,8 @@ class NumericHealth(pl.Callback):
     # --- start and end -----------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
+        if not trainer.is_global_zero or isinstance(trainer.strategy, Sharded):
+            return  # of a model that is shared among processes, none has the whole
         plugin = trainer.precision_plugin
         own = plugin.policy if isinstance(plugin, PrecisionPlugin) else None
         policy = self._declared or own or PrecisionPolicy.preset("float32")

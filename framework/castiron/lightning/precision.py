@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from castiron.data import Schema
-from castiron.diagnostics import Finding
+from castiron.diagnostics import ConfigError, Finding, Place, finding
 from castiron.policy import Plan, PrecisionPolicy, resolve
 from castiron.torch.capability import device_capability
 from castiron.torch.clipping import clip_by_norm
@@ -45,6 +45,7 @@ class PrecisionPlugin(Precision):
 
     Raises:
         PlanError, HardwareError: when training starts; the policy does not fit the module, or the device.
+        ConfigError: likewise; the module is shared among processes already (X815).
     """
 
     precision: Literal["32-true"] = "32-true"  # what Lightning itself is to assume: nothing
@@ -71,6 +72,8 @@ class PrecisionPlugin(Precision):
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         root = getattr(module, "precision_root", module)
+        if any(hasattr(p, "to_local") for p in root.parameters()):
+            raise _shared_already()
         schema: Schema | None = getattr(module, "schema", None)
         self._cast = InputCast(self.policy, schema)
         device = _device_of(module)
@@ -207,6 +210,20 @@ class PrecisionPlugin(Precision):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._scaler.load_state_dict(state_dict["scaler"])
+
+
+def _shared_already() -> ConfigError:
+    return ConfigError(
+        finding(
+            "X815",
+            "The module is shared among processes (DTensor) before the plan is applied to it.",
+            place=Place(key="strategy"),
+            expected="DDP, FSDPStrategy, or a recipe with trainer.strategy=fsdp",
+            received="parameters taken apart by fully_shard or a parallel plan (as ModelParallelStrategy "
+            "asks for in configure_model)",
+            remedy="Use one of those.",
+        )
+    )
 
 
 def _device_of(module: nn.Module) -> torch.device:

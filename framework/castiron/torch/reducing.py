@@ -1,7 +1,6 @@
 """Gradients of several processes, added up in the declared accumulate format (DDP)."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: DDP reads those of a hook, and refuses strings.
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ def reduce_in(model: DistributedDataParallel, dtype: torch.dtype) -> bool:
     return True
 
 
-def _mean(dtype: torch.dtype, bucket: Any) -> Future[Tensor]:
+def _mean(dtype: torch.dtype, bucket: distributed.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
     own: Tensor = bucket.buffer()
     wide = own.to(dtype).div_(distributed.get_world_size())
     work: Any = distributed.all_reduce(wide, async_op=True)
