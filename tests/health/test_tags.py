@@ -22,6 +22,7 @@ CALLS = {
     "growth": ("lstm",),
     "dead_units": ("relu",),
     "accumulation_noise": ("head",),
+    "difference": ("activations", "head"),
     "exponents": ("parameters",),
     "figure": ("exponents by layer", "What it shows."),
 }
