@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from castiron.diagnostics import ConfigError, DataError, PlanError, RunError, finding
 from castiron.training.backend import Outcome
 from castiron.training.config_file import load_config
 from castiron.training.launch import load_run, preview, resume, train
-from castiron.training.run_directory import RunDirectory
+from castiron.training.run_directory import RunDirectory, written
 
 
 @pytest.fixture
@@ -175,3 +177,38 @@ def test_a_preview_trains_nothing(tiny, tmp_path, fake_backend):
     assert found.steps == 9
     assert set(found.data) == {"train", "validation", "test"}
     assert fake_backend.jobs == []
+
+
+@pytest.mark.parametrize("full", ["config.yaml", "environment.json", "metrics.jsonl", "summary.json"])
+def test_a_full_disk_is_told_wherever_it_is_met(tiny, tmp_path, fake_backend, monkeypatch, full):
+    """Each file of a run in turn, and all that would be written after it."""
+    write, log, met = RunDirectory.write_text, RunDirectory.log_metrics, []
+
+    def refuse(run, name):
+        if met or name == full:
+            met.append(name)
+            with written(run.path / name):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write_text(run, name, text):
+        refuse(run, name)
+        return write(run, name, text)
+
+    def log_metrics(run, row):
+        refuse(run, "metrics.jsonl")
+        log(run, row)
+
+    monkeypatch.setattr(RunDirectory, "write_text", write_text)
+    monkeypatch.setattr(RunDirectory, "log_metrics", log_metrics)
+    with pytest.raises(RunError) as caught:
+        train(tiny(), runs=tmp_path / "runs", name="first")
+    assert str(caught.value).startswith("X819 The file cannot be written: the disk is full. At ")
+    assert f"/{full}" in str(caught.value)  # what failed first
+    assert caught.value.exit_code == 2
+    folder = tmp_path / "runs" / "tiny" / "first"
+    if full != "summary.json":
+        assert not folder.exists()  # nothing was trained: the name is free again
+        return
+    assert not list(folder.glob(".*.part"))
+    assert load_run(RunDirectory(folder)).config.recipe
+    assert RunDirectory(folder).summary() == {"status": "running"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,7 +223,8 @@ def _fail(
             message=message,
             findings=tuple(findings),
         )
-        run.write_summary(outcome, job.config)
+        with suppress(RunError):  # what is told is why the run failed, not that this cannot be written either
+            run.write_summary(outcome, job.config)
 
 
 def _ended(run: RunDirectory, status: Status, started: float, message: str = "") -> Outcome:
