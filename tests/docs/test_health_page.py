@@ -28,7 +28,9 @@ def test_the_loop(capsys: Any) -> None:
     assert {f.code for _, f in read_advice(folder)} == {"N521"}
     with open(folder / "health.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert float(rows[-1]["health/lost_updates"]) > 0.5
+    lost = [float(row["health/lost_updates"]) for row in rows if row["health/lost_updates"]]
+    assert len(lost) < len(rows), "most measurements look at the largest magnitudes alone"
+    assert lost[-1] > 0.5
 
 
 def test_the_pictures() -> None:
