@@ -22,7 +22,7 @@ from castiron.lightning.checkpoints import _save as save
 from castiron.training import RunDirectory, load_config
 from castiron.training.backend import Job, Outcome, load_backend
 from castiron.training.launch import resume, train
-from castiron.training.run_directory import written
+from castiron.training.writing import written
 
 TINY = (
     "data.batch_size=32",

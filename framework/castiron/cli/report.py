@@ -39,7 +39,7 @@ def report(
     if html or output:
         from castiron.data.files import written_atomically
         from castiron.training.report_page import as_html
-        from castiron.training.run_directory import written
+        from castiron.training.writing import written
 
         page = output or found.path / "report.html"
         with written(page), written_atomically(page) as file:

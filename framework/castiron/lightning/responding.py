@@ -14,7 +14,7 @@ from castiron.lightning.counts import Counts, counts, put_back
 from castiron.lightning.precision import PrecisionPlugin
 from castiron.policy import Plan
 from castiron.training.responses import promoted
-from castiron.training.run_directory import written
+from castiron.training.writing import written
 
 
 class RollbackPoints:

@@ -23,7 +23,7 @@ from blake3 import blake3
 
 from castiron.data.files import expands_too_far, odd_kind
 from castiron.diagnostics import ManifestError, Place, finding
-from castiron.training.run_directory import fsync_folder, written
+from castiron.training.writing import fsync_folder, written
 
 RECORD = "castiron.json"
 """Name of the manifest within the archive, below the archive's own folder."""

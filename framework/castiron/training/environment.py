@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from castiron.training.writing import timestamp
+
 PACKAGES = (
     "castiron", "torch", "lightning", "torchmetrics", "tensorflow", "keras", "numpy", "ml_dtypes", "pyarrow",
     "grain", "tokenizers", "pydantic", "safetensors", "tensorboard",
@@ -41,8 +43,6 @@ def describe_environment(code: Path | None = None) -> dict[str, Any]:
     Args:
         code: a file of the recipe; the git state is that of its repository.
     """
-    from castiron.training.run_directory import timestamp
-
     return {
         "time": timestamp(),
         "python": platform.python_version(),

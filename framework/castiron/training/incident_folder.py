@@ -27,8 +27,9 @@ from pydantic import ValidationError
 from castiron.diagnostics import CastironError, Finding, Place, RunError, finding
 from castiron.policy import Plan
 from castiron.training.incident import Incident
-from castiron.training.run_directory import CONFIG, INCIDENTS, PLAN, fsync_folder, written
+from castiron.training.run_directory import CONFIG, INCIDENTS, PLAN
 from castiron.training.suggestions import did_you_mean, near
+from castiron.training.writing import fsync_folder, written
 
 FORMAT = 1
 """Version of the layout."""

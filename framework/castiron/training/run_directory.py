@@ -7,12 +7,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from castiron.data.files import odd_kind, written_atomically
 from castiron.diagnostics import Place, RunError, finding
 from castiron.training.suggestions import did_you_mean, near
+from castiron.training.writing import finite, written
 
 if TYPE_CHECKING:
     from castiron.training.backend import Outcome
@@ -196,7 +194,7 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file whole. NaN and infinities are written as null: JSON has none."""
-        text = json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+        text = json.dumps(finite(value), indent=2, ensure_ascii=False, default=str, allow_nan=False)
         return self.write_text(name, text + "\n")
 
     def read_json(self, name: str) -> Any:
@@ -268,7 +266,7 @@ class RunDirectory:
         with written(self.path / METRICS):
             if self._metrics is None:
                 self._metrics = open(self.path / METRICS, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-            self._metrics.write(json.dumps(_finite(row), default=float, allow_nan=False) + "\n")
+            self._metrics.write(json.dumps(finite(row), default=float, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`; a torn last line (of a killed run) is passed over."""
@@ -403,54 +401,5 @@ def _taken(path: Path, recipe: str, name: str) -> Any:
     )
 
 
-@contextmanager
-def written(path: Path) -> Iterator[None]:
-    """Turns failures of the file system into a RunError; FileExistsError passes."""
-    try:
-        yield
-    except FileExistsError:
-        if path.exists() and not path.is_dir():
-            message = "A file stands where a folder is to be made."
-            raise RunError(finding("X819", message, place=Place(file=str(path)))) from None
-        raise
-    except OSError as e:
-        reason = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EROFS: "the file system is read-only",
-            errno.EACCES: "permission is denied",
-            errno.EPERM: "permission is denied",
-            errno.ENOENT: "the folder does not exist",
-            errno.ENOTDIR: "a part of the path is a file",
-            errno.ENAMETOOLONG: "the name is too long",
-        }.get(e.errno or 0, e.strerror or str(e))
-        message = f"The file cannot be written: {reason}."
-        raise RunError(finding("X819", message, place=Place(file=str(path)))) from e
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def timestamp() -> str:
-    """Now, UTC, as ISO 8601."""
-    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make a rename in this folder last through a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
