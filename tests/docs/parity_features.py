@@ -260,7 +260,10 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
         (
             "what the order of accumulation does to a gradient",
             t("torch/health/test_health_order.py::test_equal_to_the_reference"),
-            no("not measured in the step's graph; it is a figure beside the others, and no advice rests on it"),
+            no(
+                "not measured in the step's graph; it is a figure beside the others, "
+                "and no advice rests on it"
+            ),
         ),
         (
             "health.parquet and TensorBoard's Health pages",
