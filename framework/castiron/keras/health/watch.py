@@ -304,8 +304,10 @@ def _graph() -> Any:
 
 
 def _is_cell(layer: Any) -> bool:
-    """Whether a layer may be a cell that is called for each time step: it has layers inside, or is nobody's
-    but the user's."""
+    """Whether a layer may be a cell that is called for each time step: it has layers inside and is no
+    recurrent layer itself, or it is nobody's but the user's."""
+    if isinstance(layer, L.RNN):
+        return False
     return bool(children(layer)) or not type(layer).__module__.startswith("keras.")
 
 
