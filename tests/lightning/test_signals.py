@@ -115,7 +115,7 @@ def test_a_signal_during_set_up_leaves_a_run_that_is_begun_again(
         def __getattr__(self, name: str) -> Any:
             return lambda *given: said.append(given[0]) if name == "say" else None
 
-    _, outcome = resume(run, reporter=Told())  # type: ignore[arg-type]
+    _, outcome = resume(run, reporter=Told())
     assert (outcome.status, outcome.steps) == ("completed", 16)
     assert "The run has no checkpoint yet: it starts from its beginning." in said
 

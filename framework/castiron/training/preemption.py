@@ -40,5 +40,5 @@ def preemptible() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for which, handler in former.items():
+            signal.signal(which, handler)
