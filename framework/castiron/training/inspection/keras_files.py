@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from castiron.training.checkpoint_file import check_expansion, damaged
+from castiron.training.inspection.unread import reading
 from castiron.training.manifest import TensorRecord
 
 _MOST_JSON = 64 << 20
@@ -26,23 +26,11 @@ def look_into(path: Path) -> tuple[str, dict[str, TensorRecord], dict[str, Any],
     Raises:
         ManifestError: it cannot be read (C601).
     """
-    try:
+    with reading(path):
         with open(path, "rb") as file:
             if file.read(8) == b"\x89HDF\r\n\x1a\n":
                 return "HDF5 weights", *_hdf5(path, str(path)), []
         return _archive(path)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        RuntimeError,
-        NotImplementedError,
-        EOFError,
-        KeyError,
-    ) as e:
-        raise damaged(path, str(e).rstrip(".") or type(e).__name__) from None
-    except OSError as e:
-        raise damaged(path, (e.strerror or str(e)).lower()) from None
 
 
 def _archive(path: Path) -> tuple[str, dict[str, TensorRecord], dict[str, Any], list[str]]:

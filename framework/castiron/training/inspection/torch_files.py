@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from castiron.training.inspection.pickles import (
     plain_mapping,
     read,
 )
+from castiron.training.inspection.unread import reading
 from castiron.training.manifest import TensorRecord
 
 _STORAGES = {
@@ -36,23 +35,11 @@ def look_into(path: Path) -> tuple[str, dict[str, TensorRecord], dict[str, Any],
     Raises:
         ManifestError: it cannot be read (C601).
     """
-    try:
+    with reading(path):
         with open(path, "rb") as file:
             archive = file.read(4) == b"PK\x03\x04"
         pickles = list(pickles_in(path))
         named = [n for data in pickles for n in globals_of(data)]
-    except (
-        Unreadable,
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        RuntimeError,
-        NotImplementedError,
-        EOFError,
-    ) as e:
-        raise damaged(path, str(e).rstrip(".") or type(e).__name__) from None
-    except OSError as e:
-        raise damaged(path, (e.strerror or str(e)).lower()) from None
     code = list(dict.fromkeys(n for n in named if not is_safe(n)))
     if not archive:
         # Its tensors come after several pickles, of which only the first is looked at.
