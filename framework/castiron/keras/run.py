@@ -19,7 +19,6 @@ from castiron.keras.measuring import Measuring
 from castiron.keras.module import RecipeModel
 from castiron.keras.recorder import Recorder
 from castiron.keras.responding import Restore, RollbackPoints
-from castiron.keras.stopping import GracefulStop
 from castiron.policy import Plan
 from castiron.training.backend import Job, Outcome, Status
 from castiron.training.checkpoints import rotate
@@ -27,6 +26,7 @@ from castiron.training.manifest import asset_digests
 from castiron.training.preparation import Prepared
 from castiron.training.run_directory import CONFIG
 from castiron.training.schedules import total_steps
+from castiron.training.stopping import StopRequests
 
 
 class TrainingRun:
@@ -104,7 +104,7 @@ class TrainingRun:
         failure: NumericIncident | None = None
         started = time.perf_counter()
         try:
-            with GracefulStop() as stop:
+            with StopRequests() as stop:
                 status = self._train_until(stop)
         except NumericIncident as error:
             status, failure = "failed", error
@@ -142,7 +142,7 @@ class TrainingRun:
             incident_folder=failure.path if failure else None,
         )
 
-    def _train_until(self, stop: GracefulStop) -> Status:
+    def _train_until(self, stop: StopRequests) -> Status:
         recorder, config = self._recorder, self._config
         validated = True
         while not self._is_over():

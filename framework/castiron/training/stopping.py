@@ -1,20 +1,20 @@
-"""A training that is told to stop finishes its step, leaves a checkpoint, and says so."""
+"""Ctrl-C and what a cluster sends, noted: whoever trains asks for it between steps."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Reason = Literal["interrupted", "stopped"]
 
 
-class GracefulStop:
-    """Notes Ctrl-C, SIGTERM and SIGUSR1; the loop asks after each step.
+class StopRequests:
+    """Notes Ctrl-C, SIGTERM and SIGUSR1, within `with`.
 
     A second Ctrl-C does not wait: it raises `KeyboardInterrupt` where training stands. Signal handlers are
-    installed within `with` only, and only in the main thread (elsewhere Python allows none).
+    installed only in the main thread (elsewhere Python allows none).
     """
 
     _REASONS: dict[int, Reason] = {
@@ -28,7 +28,7 @@ class GracefulStop:
         """Why it is to stop; None while nobody asked."""
         self._former: dict[int, Any] = {}
 
-    def __enter__(self) -> GracefulStop:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in self._REASONS:
                 self._former[number] = signal.signal(number, self._ask)
