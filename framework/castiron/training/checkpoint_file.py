@@ -223,7 +223,9 @@ def read_record(path: Path) -> bytes | None:
             if archive.getinfo(name).file_size > _MOST_RECORD:
                 raise damaged(path, f"its manifest has {archive.getinfo(name).file_size:,} bytes")
             return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as e:
+    except (
+        zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError, RuntimeError,
+    ) as e:  # fmt: skip
         raise damaged(path, f"it is no readable archive ({e})") from None
 
 
