@@ -42,7 +42,10 @@ def test_predict_takes_odd_texts_and_refuses_what_is_none(castiron: Any) -> None
         (b"[" * 100_000 + b"\n", "X823 The line is not JSON"),
         (b"3\n", "X823 Expected a text or a mapping. Received int at x.jsonl:1"),
         (b'{"film": "good"}\n', "D120 Expected a column 'text'"),
-        (b'{"text": null}\n{"text": {"text": 1}}\n', "D116 Expected text for field 'text'. Received a JSON object"),
+        (
+            b'{"text": null}\n{"text": {"text": 1}}\n',
+            "D116 Expected text for field 'text'. Received a JSON object",
+        ),
     ],
 )
 def test_lines_that_are_no_inputs(
