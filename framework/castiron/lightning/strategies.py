@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from castiron.diagnostics import ConfigError, Place, finding
 from castiron.lightning.sharding import Sharded
 from castiron.policy import PrecisionPolicy
+from castiron.torch.guard import UPDATED
 from castiron.training.config import RunConfig
 from castiron.training.ranks import rank_here
 
@@ -63,6 +64,8 @@ def _check_sharded(config: RunConfig, policy: PrecisionPolicy) -> None:
         "precision.updates.master": policy.updates.master is not None,
         "precision.updates.rounding": policy.updates.rounding != "nearest",
         "guard.response": policy.guard.response in ("rollback", "promote"),
+        # looked at after the optimizer's step, which then has to be undone on every share
+        "guard.watch": not UPDATED.isdisjoint(policy.guard.watch),
     }
     for key, is_asked in refused.items():
         if is_asked:
