@@ -84,4 +84,4 @@ class LoopHealth:
 
 def learning_rate(core: StepCore) -> float:
     """That of the step to come."""
-    return float(keras.ops.convert_to_numpy(core.updates.optimizer.learning_rate))
+    return float(keras.ops.convert_to_tensor(core.updates.optimizer.learning_rate).numpy())
