@@ -61,8 +61,8 @@ def test_every_command_has_help_that_fits_a_screen():
     from castiron.cli.main import app
 
     names = [c.name for c in app.registered_commands] + [g.name for g in app.registered_groups]
-    commands = """train evaluate predict replay report health suggest compare validate audit verify doctor inspect
-    export convert rules board data policy recipes configs"""
+    commands = """train evaluate predict replay report health suggest compare validate audit verify doctor
+    inspect export convert rules board data policy recipes configs"""
     assert names == commands.split()
     for name in ("", *names):
         done = subprocess.run(
