@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -36,7 +38,20 @@ class Registered:
 
 
 def registered() -> dict[str, Registered]:
-    """Every registered recipe by name. Reads metadata only."""
+    """Every registered recipe by name. Reads metadata only, and again when a package was installed."""
+    return dict(_registered(tuple((entry, _changed(entry)) for entry in sys.path)))
+
+
+def _changed(folder: str) -> int:
+    """When something was added to a folder or taken away; 0 where there is none."""
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.lru_cache(maxsize=1)
+def _registered(path: tuple[tuple[str, int], ...]) -> dict[str, Registered]:
     found: dict[str, Registered] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda p: (p.name, not _ours(p))):
         package = f"{point.dist.name} {point.dist.version}" if point.dist else "?"
