@@ -9,6 +9,10 @@ validation, a checkpoint half written. Then it is resumed until it completes, an
 bit, to the uninterrupted run: the weights of the last checkpoint, those of the best one, the rows of
 metrics.jsonl but for their clock, and the test metrics.
 
+With `--at training` the instant is drawn from the steps alone: once the run has logged a step that was drawn,
+and up to two steps later. That tells more where setting up takes most of a run, and where other work on the
+machine makes one run slower than the next.
+
 With `--processes 2` each run is trained by two processes (`--strategy ddp` or `fsdp`). Every other time one
 of them alone is killed, and the others must end by themselves; else all are killed at once. With `--backend
 tensorflow` the runs are of that wing.
@@ -27,6 +31,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -56,8 +61,11 @@ CONFIG = (
     "trainer.threads=1",
     "audit.level=off",
 )
+ROWS_OF_STEP = 32
 ROWS = {"train": 192, "validation": 40, "test": 20}
 """Split → rows."""
+IN_TENSORFLOW = ("model.layers=1",)
+"""Half of a run is tracing the step, which takes as long for each layer."""
 POLICIES = ("float32", "bf16-mixed", "bf16-true")
 
 
@@ -66,6 +74,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="runs that are killed")
     parser.add_argument("--times", type=int, default=1, help="kills per run")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    parser.add_argument(
+        "--at",
+        default="any",
+        choices=("any", "training"),
+        help="instants: from the whole run, or from its steps",
+    )
     parser.add_argument("--policies", default=",".join(POLICIES), help="policies, in turn")
     parser.add_argument("--backend", default="torch", choices=("torch", "tensorflow"))
     parser.add_argument("--processes", type=int, default=1, help="that train a run together")
@@ -81,6 +95,7 @@ def main() -> int:
             kills=arguments.kills,
             times=arguments.times,
             seed=arguments.seed,
+            at=arguments.at,
             policies=arguments.policies.split(","),
             start=functools.partial(
                 by_command if arguments.fresh else by_fork,
@@ -109,6 +124,7 @@ def kill(
     kills: int,
     times: int = 1,
     seed: int = 0,
+    at: str = "any",
     policies: list[str],
     start: Start,
     tell: Callable[[str], None] = print,
@@ -117,25 +133,30 @@ def kill(
     draw = random.Random(seed)
     write_data(folder)
     wait(start(folder, policies[0], "warm-up", False))
-    whole: dict[str, tuple[dict[str, Any], float]] = {}
+    whole: dict[str, tuple[dict[str, Any], float, float]] = {}
     for policy in policies:
         began = time.monotonic()
         code = wait(start(folder, policy, f"whole-{policy}", False))
         took = time.monotonic() - began
         if code != 0:
             raise SystemExit(f"The uninterrupted run under {policy} ended with {code}.")
-        whole[policy] = (end_of(folder / "lstm-sentiment" / f"whole-{policy}"), took)
+        run = folder / "lstm-sentiment" / f"whole-{policy}"
+        whole[policy] = (end_of(run), took, seconds_of_step(run))
         tell(f"whole run under {policy}: {took:.2f} s, weights {whole[policy][0]['last'][:12]}")
     moments: Counter[str] = Counter()
     different: list[str] = []
     killed = 0
     for number in range(kills):
         policy = policies[number % len(policies)]
-        expected, took = whole[policy]
+        expected, took, step_s = whole[policy]
         run = folder / "lstm-sentiment" / f"killed-{number}"
         for time_ in range(times):
             processes = start(folder, policy, run.name, time_ > 0)
-            time.sleep(draw.uniform(0, took))
+            if at == "any":
+                time.sleep(draw.uniform(0, took))
+            else:
+                wait_for_step(run, processes, draw.choice(steps_of(expected)))
+                time.sleep(draw.uniform(0, 2 * step_s))
             alone = number % 2 == 1 and len(processes) > 1
             victims = [draw.choice(processes)] if alone else processes
             if any(ended(process) for process in victims):
@@ -162,7 +183,7 @@ def kill(
         "different": len(different),
         "which": different,
         "killed while": dict(moments.most_common()),
-        "weights": {p: e["last"] for p, (e, _) in whole.items()},
+        "weights": {p: e["last"] for p, (e, *_) in whole.items()},
     }
 
 
@@ -307,7 +328,8 @@ def arguments_of(
         several = [f"trainer.devices={processes}", f"trainer.strategy={strategy}", size]
         several += ["trainer.ema=null"] if strategy == "fsdp" else []
     where = [f"backend={backend}", f"precision={policy}", "--name", name, "--runs", str(folder)]
-    return ["lstm-sentiment", *CONFIG, *several, *files, *where]
+    own = IN_TENSORFLOW if backend == "tensorflow" else ()
+    return ["lstm-sentiment", *CONFIG, *own, *several, *files, *where]
 
 
 def wait(processes: list[int]) -> int:
@@ -341,6 +363,29 @@ def ends_within(processes: list[int], seconds: float) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+def wait_for_step(run: Path, processes: list[int], step: int) -> None:
+    """Until a run has logged this step, or one of its processes has ended."""
+    file = run / "metrics.jsonl"
+    while not any(ended(process) for process in processes):
+        lines = file.read_text(encoding="utf-8").splitlines(True) if file.exists() else []
+        if any(json.loads(line)["step"] >= step for line in lines if line.endswith("\n")):
+            return
+        time.sleep(0.002)
+
+
+def steps_of(end: dict[str, Any]) -> list[int]:
+    """The steps that a run has logged."""
+    return [row["step"] for row in end["rows"] if "train/loss" in row]
+
+
+def seconds_of_step(run: Path) -> float:
+    """What a step of a run took: the median."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return float(
+        statistics.median(ROWS_OF_STEP / row["items_per_s"] for row in rows if row.get("items_per_s"))
+    )
 
 
 def moment(run: Path) -> str:
