@@ -95,3 +95,39 @@ class Recurrent(nn.Module):
             a, slow = self.slow(x[:, t], slow)
             b, fast = self.fast(x[:, t], fast)
         return self.head(torch.cat([a, b], -1))
+
+
+class Overflows(Made):
+    """Between two layers numbers come to 100,000: more than float16 has."""
+
+    name = "overflows"
+
+    def model(self):
+        model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+        with torch.no_grad():
+            model[0].weight *= 1e5
+            model[2].weight /= 1e5
+        return model
+
+
+class Breaks(Made):
+    """In 16 bits the third time that it trains on a batch, and then always, there is NaN."""
+
+    name = "breaks"
+
+    def model(self):
+        return _Breaking()
+
+
+class _Breaking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 32), nn.Linear(32, 2)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        h = self.body(x).relu()
+        if self.training and torch.is_grad_enabled():
+            self.updates += 1
+        broken = h.element_size() == 2 and int(self.updates) > 3
+        return self.head(h / (0 * h) if broken else h)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -49,10 +54,13 @@ def test_policies_side_by_side(castiron, tmp_path):
     assert list(sides) == policies.split(",")
     assert record["reference"] == "float64"
     assert sides["float8-mixed"]["losses"] == []
+    assert (sides["float8-mixed"]["status"], sides["float8-mixed"]["code"][0]) == ("refused", "H")
+    assert f"refused: {sides['float8-mixed']['code']}" in said.out
     for name in ("float32", "bf16-mixed", "fp16-mixed"):
         side = sides[name]
         assert list(side["differences"]) == ["0", "1", "4", "6"]
         assert len(side["losses"]) == 6
+        assert side["same_batches"]
         # the same batches and weights: the first loss differs by rounding, and all by little
         u = {"float32": 2**-24, "bf16-mixed": 2**-8, "fp16-mixed": 2**-11}[name]
         for mine, wide in zip(side["losses"], sides["float64"]["losses"], strict=True):
@@ -84,6 +92,73 @@ def test_policies_side_by_side(castiron, tmp_path):
     again = castiron("compare", MLP, *arguments)
     assert again.code == 2
     assert "X817" in again.err
+
+
+@pytest.mark.parametrize(("recipe", "after", "code"), [("Overflows", 0, "N501"), ("Breaks", 3, "N502")])
+def test_an_incident_is_a_row_and_the_others_go_on(castiron, tmp_path, recipe, after, code):
+    source = f"{HERE / 'sick_recipes.py'}:{recipe}"
+    policies = "fp16-mixed,float32,fp16-true"
+    said = castiron("compare", source, *ONE, "--policies", policies, "--steps", "5", "--name", "a", "--html")
+    assert said.code == 0, said.err
+    assert said.out.count(f"stopped after {after} steps: {code}") == 2
+    assert f"fp16-true was stopped: {code} " in said.out
+    assert "typer" not in said.out, "a place is a line of the recipe, or none"
+    folder = tmp_path / "runs/compare/a"
+    record = json.loads((folder / "compare.json").read_text())
+    mixed, wide, narrow = record["sides"]
+    assert (wide["status"], wide["code"], wide["step"], len(wide["losses"])) == ("ran", None, 5, 5)
+    assert wide["metrics"]
+    for side in (mixed, narrow):
+        assert (side["status"], side["code"], side["step"]) == ("stopped", code, after)
+        assert len(side["losses"]) == after
+        assert all(map(math.isfinite, side["losses"]))
+        assert side["metrics"] == {}
+        assert side["differences"]["0"]["activations"]
+    page = (folder / "compare.html").read_text()
+    assert 'class="verdict ill"' in page
+    assert page.count(f"stopped after {after} steps: {code}") == 2
+    assert Page(page).outside == []
+
+
+def test_batches_that_differ_are_told():
+    from castiron.policy import PrecisionPolicy
+    from castiron.training.comparing import _side
+    from castiron.training.side import Trained
+
+    policy = PrecisionPolicy.preset("float32")
+    wide = Trained(losses=(1.0, 1.0), step_ms=1.0, batches=("a", "b", "c"))
+    mine = Trained(losses=(1.0, 1.0), step_ms=1.0, batches=("a", "x"))
+    side = _side("float32", policy, mine, wide)
+    assert not side.same_batches
+    assert side.notes == ("From step 2 on its batches are others: differences are not those of arithmetic.",)
+    assert _side("float32", policy, mine, None).same_batches
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing_half_written(tmp_path):
+    words = [sys.executable, "-m", "castiron", "compare", MLP, *ONE, "--policies", "float64,float32"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*words, "--steps", "100000", "--name", "a"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("float64: 100000 steps")
+        time.sleep(1.5)  # the training is under way, or about to be
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+    assert "Interrupted" in rest
+    assert "Traceback" not in rest
+    assert not list(tmp_path.iterdir()), "neither a run nor what it was computed in"
 
 
 def test_a_short_form_and_json(castiron):

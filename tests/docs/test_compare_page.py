@@ -40,7 +40,7 @@ def test_a_command(line: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> 
     folder = tmp_path / "runs/compare/page"
     assert (folder / "compare.html").exists() == ("--html" in words)
     record = json.loads((folder / "compare.json").read_text())
-    assert not any(s["refused"] or s["stopped"] for s in record["sides"])
+    assert all(s["status"] == "ran" for s in record["sides"])
     if "float32,bf16-mixed" in words:
         assert record["sides"][1]["parts"]["activations"] == "lstm.ahead.0"
         layers = record["sides"][1]["differences"]["0"]["activations"]

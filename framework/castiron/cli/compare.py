@@ -63,13 +63,14 @@ def _tell(found: Comparison) -> None:
 
     console.heading(f"{found.recipe}, seed {found.seed}, {found.steps:,} steps on {found.device}")
     console.table(SIDES, side_rows(found), right=(3,))
-    for side in found.compared:
-        if not side.differences:
-            continue
-        console.heading(f"{side.name} against {found.reference}, before the first step")
-        rows = layer_rows(side.differences[0]["activations"], found)
-        console.table(LAYERS, rows[:_ROWS], right=range(2, 7))
-        if len(rows) > _ROWS:
-            console.say(f"and {len(rows) - _ROWS} layers more")
+    for side in found.sides:
+        if side.differences:
+            console.heading(f"{side.name} against {found.reference}, before the first step")
+            rows = layer_rows(side.differences[0]["activations"], found)
+            console.table(LAYERS, rows[:_ROWS], right=range(2, 7))
+            if len(rows) > _ROWS:
+                console.say(f"and {len(rows) - _ROWS} layers more")
+        elif side.ended:
+            console.heading(side.name)
         for line in found.verdict(side):
             console.say(line)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from castiron.diagnostics import Finding, NumericIncident
+from castiron.diagnostics import NumericIncident
 from castiron.lightning.auditing import first_batch
 from castiron.lightning.calibrating import _COLD, _Watch
 from castiron.lightning.guard import NumericGuard
@@ -24,7 +25,7 @@ from castiron.torch.modules import class_names, walk
 from castiron.training.backend import Job
 from castiron.training.preparation import prepare
 from castiron.training.schedules import total_steps
-from castiron.training.side import Probe, Trained
+from castiron.training.side import Probe, Stop, Trained
 
 
 def side(job: Job, at: Sequence[int]) -> Trained:
@@ -38,15 +39,15 @@ def side(job: Job, at: Sequence[int]) -> Trained:
         watch, looks = _Watch(), _Looks(first_batch(loader), at)
         trainer = make_trainer(job, [NumericGuard(), watch, looks])
         metrics: dict[str, float] = {}
-        found: tuple[Finding, ...] = ()
+        stopped: Stop | None = None
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         try:
             trainer.fit(module, loader)
-        except NumericIncident as incident:
-            found = incident.findings
+        except NumericIncident as e:
+            stopped = Stop(e.findings[0], trainer.global_step)
         memory = looks.memory(module, trainer)
-        if not found and "validation" in prepared.batches:
+        if not stopped and "validation" in prepared.batches:
             validation = TorchLoader(prepared.batches["validation"], config.limit_validation)
             trainer.validate(module, validation, verbose=False)
             metrics = dict(module.results)
@@ -58,7 +59,8 @@ def side(job: Job, at: Sequence[int]) -> Trained:
         memory=memory,
         probes=tuple(looks.probes),
         types=types,
-        stopped=found[0].sentence() if found else "",
+        stopped=stopped,
+        batches=tuple(looks.batches),
     )
 
 
@@ -68,6 +70,7 @@ class _Looks(pl.Callback):
     def __init__(self, batch: Any, at: Sequence[int]) -> None:
         self._batch, self._at = batch, set(at)
         self.probes: list[Probe] = []
+        self.batches: list[str] = []
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._look(trainer, module)
@@ -75,6 +78,7 @@ class _Looks(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.batches.append(sha256(batch["row"].cpu().numpy().tobytes()).hexdigest())
         self._look(trainer, module)
 
     def memory(self, module: RecipeModule, trainer: pl.Trainer) -> dict[str, int]:

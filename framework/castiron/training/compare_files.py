@@ -62,7 +62,7 @@ def _events(found: Comparison, side: Side, folder: Path) -> None:
 
 
 def _told(found: Comparison) -> str:
-    lines = [line for s in found.compared for line in found.verdict(s)]
+    lines = [line for s in found.sides for line in found.verdict(s)]
     return "\n\n".join([*lines, "\n".join(_markdown(SIDES, side_rows(found)))])
 
 

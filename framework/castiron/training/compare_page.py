@@ -34,10 +34,16 @@ def side_rows(found: Comparison) -> list[tuple[str, ...]]:
             "" if math.isnan(s.step_ms) else f"{s.step_ms:.2f}",
             ", ".join(f"{_bytes(b)} {what}" for what, b in s.memory.items()),
             _parts(found, s),
-            s.refused or s.stopped or ("ran" if s.losses else ""),
+            _outcome(s),
         )
         for s in found.sides
     ]
+
+
+def _outcome(side: Side) -> str:
+    if side.stopped:
+        return f"stopped after {side.stopped.step:,} steps: {side.stopped.finding.code}"
+    return f"refused: {side.refused.code}" if side.refused else "ran"
 
 
 def _parts(found: Comparison, side: Side) -> str:
@@ -158,10 +164,8 @@ def summed_in(side: Side) -> str:
 def as_html(found: Comparison) -> str:
     """The page: where each policy parts, first."""
     pictures = drawn(found)
-    verdicts = [line for s in found.compared for line in found.verdict(s)]
-    verdicts += [f"{s.name} was not run: {s.refused}" for s in found.sides if s.refused]
-    verdicts += [f"{s.name} was stopped: {s.stopped}" for s in found.sides if s.stopped]
-    well = not any(s.refused or s.stopped for s in found.sides)
+    verdicts = [line for s in found.sides for line in found.verdict(s)]
+    well = all(s.status == "ran" for s in found.sides)
     told = "".join(f"<p>{escape(line)}</p>" for line in verdicts)
     head = (
         f"<h1>{escape(found.recipe)}: {escape(', '.join(s.name for s in found.sides))}</h1>"

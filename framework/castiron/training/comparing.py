@@ -11,16 +11,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from castiron.diagnostics import CastironError, ConfigError, Place, finding
+from castiron.diagnostics import CastironError, ConfigError, Finding, Place, finding
 from castiron.formats import number_format
 from castiron.health.differences import Difference, difference, farthest, first_parting
 from castiron.policy import PrecisionPolicy
 from castiron.training.backend import Job, load_backend
 from castiron.training.config_file import LoadedConfig, load_config
 from castiron.training.run_directory import RunDirectory
-from castiron.training.side import WHATS, Comparer, Probe, Trained, What, comparer
+from castiron.training.side import WHATS, Comparer, Probe, Stop, Trained, What, comparer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +41,10 @@ class Side:
     name: str
     """As it was asked for."""
     policy: PrecisionPolicy
-    refused: str = ""
+    refused: Finding | None = None
     """Why it was not run; what follows is empty then."""
-    stopped: str = ""
-    """The incident that ended it early."""
+    stopped: Stop | None = None
+    """The incident that ended it early; what came before it is there."""
     losses: tuple[float, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
@@ -53,7 +53,18 @@ class Side:
     """Step → what → layer (or parameter) → how far it lies from the widest policy's."""
     products: tuple[ProductError, ...] = ()
     """At step 0."""
+    same_batches: bool = True
+    """Whether each step took the rows that it took under the widest policy."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> Literal["ran", "refused", "stopped"]:
+        return "refused" if self.refused else "stopped" if self.stopped else "ran"
+
+    @property
+    def ended(self) -> Finding | None:
+        """Why it did not run to its end."""
+        return self.refused or (self.stopped.finding if self.stopped else None)
 
     def first(self, what: What, step: int = 0) -> str | None:
         """The first layer, in the order of the pass, that is more than rounded."""
@@ -94,10 +105,15 @@ class Comparison:
         return f"{layer or '(model)'} ({kind})" if kind else layer
 
     def verdict(self, side: Side) -> list[str]:
-        """Where a side parts from the widest, in sentences."""
+        """Why a side ended early, and where it parts from the widest, in sentences."""
+        ended = []
+        if side.refused:
+            ended = [f"{side.name} was not run: {side.refused}"]
+        elif side.stopped:
+            ended = [f"{side.name} was stopped: {side.stopped.finding}"]
         if not side.differences:
-            return []
-        told = [self._forward(side)]
+            return ended
+        told = [*ended, self._forward(side)]
         first = side.first("activation gradients")
         if first is not None:
             d = side.differences[0]["activation gradients"][first]
@@ -142,8 +158,11 @@ class Comparison:
         return {
             "name": s.name,
             "policy": str(s.policy),
-            "refused": s.refused,
-            "stopped": s.stopped,
+            "status": s.status,
+            "code": s.ended.code if s.ended else None,
+            "step": s.stopped.step if s.stopped else len(s.losses),
+            "told": s.ended.sentence() if s.ended else "",
+            "same_batches": s.same_batches,
             "losses": list(s.losses),
             "metrics": dict(s.metrics),
             "memory": dict(s.memory),
@@ -206,7 +225,7 @@ def compare(
     at = looks_at(steps)
     sides: dict[str, Side] = {}
     reference = ""
-    base: Sequence[Probe] = ()
+    base: Trained | None = None
     types: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="castiron-compare-") as folder, plain.placing():
         for name in wide:
@@ -217,11 +236,12 @@ def compare(
             except CastironError as e:
                 if not e.findings or e.findings[0].code[0] not in "HL":
                     raise
-                sides[name] = Side(name=name, policy=policy, refused=e.findings[0].sentence())
+                sides[name] = Side(name=name, policy=policy, refused=e.findings[0])
                 continue
             if not reference:
-                reference, base, types = name, trained.probes, dict(trained.types)
-            sides[name] = _side(name, policy, trained, base if name != reference else ())
+                reference, types = name, dict(trained.types)
+            sides[name] = _side(name, policy, trained, base)
+            base = base or trained
     return Comparison(
         source=source,
         recipe=plain.recipe.name,
@@ -249,11 +269,15 @@ def _train(wing: Comparer, loaded: LoadedConfig, folder: Path, at: Sequence[int]
         return wing.side(Job(config=loaded.config, recipe=loaded.recipe, run=run), at)
 
 
-def _side(name: str, policy: PrecisionPolicy, trained: Trained, base: Sequence[Probe]) -> Side:
-    wide = {probe.step: probe for probe in base}
+def _side(name: str, policy: PrecisionPolicy, trained: Trained, base: Trained | None) -> Side:
+    """Args: base: of the widest policy; None where this is it."""
+    wide = {probe.step: probe for probe in base.probes} if base else {}
     notes = []
+    other = _first_other(trained.batches, base.batches) if base else None
+    if other is not None:
+        notes.append(f"From step {other} on its batches are others: differences are not those of arithmetic.")
     random = sorted({layer for probe in trained.probes for layer in probe.random})
-    if random and base:
+    if random and wide:
         notes.append(f"These layers drew random numbers while they were looked at: {', '.join(random)}.")
     found = {p.step: _differences(p, wide[p.step]) for p in trained.probes if p.step in wide}
     products = [_products(p, wide[0], found[0]["activations"]) for p in trained.probes if p.step == 0 in wide]
@@ -267,8 +291,15 @@ def _side(name: str, policy: PrecisionPolicy, trained: Trained, base: Sequence[P
         step_ms=trained.step_ms,
         differences=found,
         products=tuple(p for some in products for p in some),
+        same_batches=other is None,
         notes=tuple(notes),
     )
+
+
+def _first_other(mine: Sequence[str], theirs: Sequence[str]) -> int | None:
+    """The first step, counted from 1, whose batch is another one; None where there is none."""
+    pairs = enumerate(zip(mine, theirs, strict=False), 1)
+    return next((step for step, (a, b) in pairs if a != b), None)
 
 
 def _differences(probe: Probe, wide: Probe) -> dict[What, dict[str, Difference]]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from castiron.diagnostics import ConfigError, Place, finding
+from castiron.diagnostics import ConfigError, Finding, Place, finding
 from castiron.training.backend import Backend, Job
 
 What = Literal["activations", "activation gradients", "gradients"]
@@ -56,6 +56,15 @@ class Probe:
     """Layers that drew random numbers although they were told not to."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The incident that ended a training."""
+
+    finding: Finding
+    step: int
+    """Optimizer steps committed before it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """What a wing brings back of one side."""
@@ -71,8 +80,9 @@ class Trained:
     probes: tuple[Probe, ...] = ()
     types: Mapping[str, str] = field(default_factory=dict)
     """Path of each layer → its class."""
-    stopped: str = ""
-    """The incident that ended it, in a sentence."""
+    stopped: Stop | None = None
+    batches: tuple[str, ...] = ()
+    """Digest of the row numbers of each step's batch."""
 
 
 class Comparer(Protocol):

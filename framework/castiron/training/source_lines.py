@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import sysconfig
+from pathlib import Path
 from types import FrameType
 
 from castiron.diagnostics import Place
@@ -13,6 +14,8 @@ Line = tuple[str, int]
 """File and line."""
 
 _STANDARD = sysconfig.get_path("stdlib")
+_COMMAND = ("castiron", "typer", "click")
+"""What `castiron train` and the others are made of, which call the code that trains."""
 
 
 def source(lines: tuple[Line, ...]) -> Source | None:
@@ -48,6 +51,7 @@ class UsersCode:
         file = frame.f_code.co_filename
         if file.startswith("<") and "ipython" not in file:
             return False
-        if frame.f_globals.get("__name__", "").partition(".")[0] in self._frameworks:
+        package = frame.f_globals.get("__package__") or frame.f_globals.get("__name__", "")
+        if package.partition(".")[0] in (*self._frameworks, *_COMMAND) or Path(file).name == "castiron":
             return False
         return not file.startswith(_STANDARD) or "-packages" in file
