@@ -240,3 +240,27 @@ def test_empty_arrays_and_shapes() -> None:
     result = cast(np.full((2, 3), 0.1), "float16")
     assert result.values.shape == (2, 3)
     assert result.n_rounded == 6
+
+
+@pytest.mark.parametrize("to", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("seen", [0.0, 1.0])
+def test_odd_elements_are_found_in_every_block_of_a_large_array(to: Any, seen: float) -> None:
+    """Once an error near the bound was seen, no larger one is looked for: the odd ones have to be found."""
+    form = number_format(to)
+    values = np.random.default_rng(1).standard_normal(200_000) + 3
+    plain = cast(values, to, seen=seen)
+    back = plain.values.astype(np.float64)
+    assert plain.n_rounded == np.count_nonzero(back != values) and plain.n_lossy == 0
+    assert plain.ends == (back.min(), back.max())
+    if not seen:
+        largest = np.abs(back / values - 1).max()
+        assert 0.99 * largest <= plain.largest_relative_error <= largest * (1 + 1e-6)
+
+    smallest = form.smallest_subnormal or 0.0
+    values[-3:] = smallest * 1.6, smallest / 4, form.max * 4
+    odd = cast(values, to, seen=seen)
+    assert odd.lossy is not None
+    assert np.flatnonzero(odd.lossy).tolist() == [199_998, 199_999]
+    assert odd.n_subnormal == 1 and odd.rounded[-3]
+    assert odd.largest_relative_error == pytest.approx(0.25)
+    assert odd.ends is None

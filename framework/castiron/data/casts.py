@@ -8,6 +8,7 @@ integer that changes, a fraction or a non-finite number into an integer. All of 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -21,10 +22,11 @@ Loss = Literal[
 ]
 """Why a cast is lossy."""
 
-_BLOCK = 1 << 14
+_BLOCK = 1 << 15
 """Numbers cast at a time: what is kept of them meanwhile fits a cache of 1 MiB."""
 
-_FAR = {"float32": np.float32, "float16": np.float16}
+_NEAR = 0.99
+"""Rounding errs by half a spacing at most. Once an error comes this near, no larger one is looked for."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,21 @@ class CastResult:
     """
 
     values: np.ndarray
-    changed: np.ndarray | None
-    lossy: np.ndarray | None
-    largest_relative_error: float
-    """Of the rounded elements: the largest |cast - value| / |value|."""
-    n_subnormal: int
+    lossy: np.ndarray | None = None
+    n_changed: int = 0
+    mask: Callable[[], np.ndarray] | None = None
+    """What makes `changed`, where anything is: mostly nobody asks which elements are rounded."""
+    largest_relative_error: float = 0.0
+    """Of the rounded elements: the largest |cast - value| / |value|, or one that is less by 1 % at most
+    (less than that where `seen` said that there is no need to look)."""
+    n_subnormal: int = 0
     """Rounded elements that fell among the target's subnormals, where fewer digits are kept."""
+    ends: tuple[float, float] | None = None
+    """Smallest and largest of `values`, where the cast has looked and all are finite."""
+
+    @cached_property
+    def changed(self) -> np.ndarray | None:
+        return None if self.mask is None else self.mask()
 
     @cached_property
     def n_lossy(self) -> int:
@@ -49,8 +60,7 @@ class CastResult:
 
     @cached_property
     def n_rounded(self) -> int:
-        changed = 0 if self.changed is None else int(np.count_nonzero(self.changed))
-        return changed - self.n_lossy
+        return self.n_changed - self.n_lossy
 
     @cached_property
     def n_exact(self) -> int:
@@ -75,7 +85,7 @@ def cast(
     *,
     integers: np.ndarray | None = None,
     tolerance: float | None = None,
-    within: tuple[float, float] | None = None,
+    seen: float = 0.0,
 ) -> CastResult:
     """Cast an array of numbers, and classify every element.
 
@@ -85,7 +95,7 @@ def cast(
         integers: mask of float elements that were written as integers; such an element is lossy, not
             rounded, if it changes. None: a float is a measurement, however large.
         tolerance: relative error beyond which rounding is lossy; None: no bound.
-        within: the finite smallest and largest of the values, where they are known: it saves looking.
+        seen: the largest relative error of the values before these: it saves looking for a smaller one.
 
     NaN into a float format, and infinity into one that has it, are exact: whether they may be there is
     another question.
@@ -96,17 +106,17 @@ def cast(
     source = _number_kind(values)
     target = number_format(to)
     if values.dtype == target.numpy_dtype:
-        return CastResult(values, None, None, 0.0, 0)
+        return CastResult(values)
     with np.errstate(all="ignore"):
         if target.kind == "bool":
             return _to_bool(values)
         if source == "bool":
-            return CastResult(values.astype(target.numpy_dtype), None, None, 0.0, 0)
+            return CastResult(values.astype(target.numpy_dtype))
         if target.is_integer:
             return _float_to_int(values, target) if source == "float" else _int_to_int(values, target)
         if source == "int":
             return _int_to_float(values, target)
-        return _float_to_float(values, target, integers, tolerance, within)
+        return _float_to_float(values, target, integers, tolerance, seen)
 
 
 def loss_of(value: Any, to: DTypeName, *, integer: bool = False) -> Loss:
@@ -150,16 +160,13 @@ def _number_kind(values: np.ndarray) -> Literal["float", "int", "bool"]:
 
 
 def _to_bool(values: np.ndarray) -> CastResult:
-    result = values.astype(bool)
-    lossy = (values != 0) & (values != 1)
-    return CastResult(result, *_masks(lossy, lossy), 0.0, 0)
+    return _lossy_only(values.astype(bool), (values != 0) & (values != 1))
 
 
-def _masks(changed: np.ndarray, lossy: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The masks, or None for one in which nothing is set."""
-    if not changed.any():
-        return None, None
-    return changed, lossy if lossy is not None and lossy.any() else None
+def _lossy_only(values: np.ndarray, lossy: np.ndarray) -> CastResult:
+    """Of a cast that is exact or lossy, never rounded."""
+    count = int(np.count_nonzero(lossy))
+    return CastResult(values, lossy, count, lambda: lossy) if count else CastResult(values)
 
 
 def _int_to_int(values: np.ndarray, target: NumberFormat) -> CastResult:
@@ -169,8 +176,8 @@ def _int_to_int(values: np.ndarray, target: NumberFormat) -> CastResult:
     low, high = max(int(target.min), int(source.min)), min(int(target.max), int(source.max))
     lossy = (values < low) | (values > high)
     if not lossy.any():
-        return CastResult(values.astype(dtype), None, None, 0.0, 0)
-    return CastResult(np.clip(values, low, high).astype(dtype), lossy, lossy, 0.0, 0)
+        return CastResult(values.astype(dtype))
+    return _lossy_only(np.clip(values, low, high).astype(dtype), lossy)
 
 
 def _float_to_int(values: np.ndarray, target: NumberFormat) -> CastResult:
@@ -181,18 +188,18 @@ def _float_to_int(values: np.ndarray, target: NumberFormat) -> CastResult:
     whole = np.rint(x)
     lossy = ~(inside & (whole == x))
     if not lossy.any():
-        return CastResult(x.astype(target.numpy_dtype), None, None, 0.0, 0)
+        return CastResult(x.astype(target.numpy_dtype))
     result = np.zeros(x.shape, dtype=target.numpy_dtype)
     in_range = (whole >= low) & (whole < end)
     result[in_range] = whole[in_range].astype(target.numpy_dtype)
     result[whole >= end] = int(target.max)
     result[whole < low] = int(target.min)
-    return CastResult(result, lossy, lossy, 0.0, 0)
+    return _lossy_only(result, lossy)
 
 
 def _int_to_float(values: np.ndarray, target: NumberFormat) -> CastResult:
     if not values.size or max(-int(values.min()), int(values.max())) <= target.max_exact_int:
-        return CastResult(values.astype(np.float64).astype(target.numpy_dtype), None, None, 0.0, 0)
+        return CastResult(values.astype(np.float64).astype(target.numpy_dtype))
     negative = values < 0
     unsigned = values.astype(np.uint64)
     magnitude = np.where(negative, ~unsigned + np.uint64(1), unsigned)
@@ -206,7 +213,7 @@ def _int_to_float(values: np.ndarray, target: NumberFormat) -> CastResult:
         result = values.astype(np.float64)
     else:
         result = _round(_integers_to_odd(magnitude, negative), target)
-    return CastResult(result, *_masks(lossy, lossy), 0.0, 0)
+    return _lossy_only(result, lossy)
 
 
 def _integers_to_odd(magnitude: np.ndarray, negative: np.ndarray) -> np.ndarray:
@@ -224,66 +231,84 @@ def _float_to_float(
     target: NumberFormat,
     integers: np.ndarray | None,
     tolerance: float | None,
-    within: tuple[float, float] | None,
+    seen: float,
 ) -> CastResult:
     x = values.astype(np.float64, copy=False)
-    known = within is not None and -target.max <= within[0] and within[1] <= target.max
-    result, changed, largest, odd = _in_blocks(x, target, known)
-    if largest is None:
-        return CastResult(result, None, None, 0.0, 0)
-    if not odd and integers is None and tolerance is None and largest <= target.spacing / 2 * (1 + 1e-6):
-        return CastResult(result, changed, None, largest, 0)
-    back = result if target.name == "float64" else result.astype(np.float64)
-    return _examined(x, back, result, changed, target, integers, tolerance)
+    result, n_changed, largest, ends = _in_blocks(x, target, seen)
+    if not n_changed:
+        return CastResult(result, ends=ends)
+    if ends is not None and integers is None and tolerance is None and largest <= _bound(target) * (1 + 1e-6):
+        return CastResult(result, None, n_changed, lambda: _differ(x, result), largest, ends=ends)
+    return _examined(x, result, target, integers, tolerance, ends)
+
+
+def _bound(target: NumberFormat) -> float:
+    """What rounding to nearest errs by at most, relative to the value, among normal numbers."""
+    return target.spacing / 2
 
 
 def _in_blocks(
-    x: np.ndarray, target: NumberFormat, known: bool
-) -> tuple[np.ndarray, np.ndarray, float | None, bool]:
-    """The cast, what it changed, the largest relative error (None where nothing changed), and whether there
-    is a NaN. In blocks that stay in the processor's cache: that halves the time.
+    x: np.ndarray, target: NumberFormat, seen: float
+) -> tuple[np.ndarray, int, float, tuple[float, float] | None]:
+    """The cast, how many elements it changed (a NaN counts), the largest relative error found, and the ends
+    where all elements are finite. In blocks that stay in the processor's cache: that halves the time.
 
     Args:
         x: float64, any shape.
-        known: there is no NaN, and nothing overflows.
     """
     result = np.empty(x.shape, target.numpy_dtype)
-    changed = np.empty(x.shape, bool)
-    flat, casts, masks = x.reshape(-1), result.reshape(-1), changed.reshape(-1)
+    flat, casts = x.reshape(-1), result.reshape(-1)
     size = min(_BLOCK, flat.size)
-    wide, ratios = np.empty(size), np.empty(size)
-    largest: float | None = None
-    odd = False
+    wide, mask, near = np.empty(size), np.empty(size, bool), np.empty(size, np.float32)
+    low, high, n_changed, largest = math.inf, -math.inf, 0, 0.0
+    enough = _NEAR * _bound(target)
     for start in range(0, flat.size, _BLOCK):
-        stop = min(start + _BLOCK, flat.size)
-        values, back, ratio = flat[start:stop], wide[: stop - start], ratios[: stop - start]
-        mask = masks[start:stop]
-        casts[start:stop] = _round(values, target)
-        back[...] = casts[start:stop]
-        np.not_equal(back, values, out=mask)
-        if not mask.any():
+        values = flat[start : start + _BLOCK]
+        cast, back, differs = casts[start : start + _BLOCK], wide[: values.size], mask[: values.size]
+        _round(values, target, cast)
+        back[...] = cast
+        # NumPy's own float32 has the quick loops; the other narrow formats have none.
+        some = cast if target.name == "float32" else back
+        low, high = float(np.minimum(low, some.min())), float(np.maximum(high, some.max()))  # NaN stays
+        count = int(np.count_nonzero(np.not_equal(back, values, out=differs)))
+        if not count:
             continue
+        n_changed += count
+        if max(largest, seen) >= enough:
+            magnitudes = np.abs(some, out=near[: values.size] if some is cast else back)
+            if magnitudes.min() >= (target.smallest_normal or 0.0):
+                continue
+            back[...] = cast
         # The largest relative error from the ratio, a pass less than from the difference, and right to a
         # billionth. fmax and fmin pass over NaN: 0/0 where a zero stayed zero, and a NaN that stayed NaN.
-        np.divide(back, values, out=ratio)
-        error = max(float(np.fmax.reduce(ratio)) - 1, 1 - float(np.fmin.reduce(ratio)))
-        if largest is None or not error <= largest:
+        np.divide(back, values, out=back)
+        error = max(float(np.fmax.reduce(back)) - 1, 1 - float(np.fmin.reduce(back)))
+        if not error <= largest:
             largest = error
-        odd = odd or (not known and bool(np.isnan(back).any()))
-    return result, changed, largest, odd
+    ends = (low, high) if flat.size and math.isfinite(low) and math.isfinite(high) else None
+    return result, n_changed, largest, ends
+
+
+def _differ(x: np.ndarray, result: np.ndarray) -> np.ndarray:
+    """Mask of the elements that a cast changed; a NaN that stayed one is unchanged."""
+    back = result.astype(np.float64)
+    changed: np.ndarray = (back != x) & ~(np.isnan(x) & np.isnan(back))
+    return changed
 
 
 def _examined(
     x: np.ndarray,
-    back: np.ndarray,
     result: np.ndarray,
-    changed: np.ndarray,
     target: NumberFormat,
     integers: np.ndarray | None,
     tolerance: float | None,
+    ends: tuple[float, float] | None,
 ) -> CastResult:
     """Element by element, for the rare arrays where rounding to nearest in the normal range is not all."""
-    changed &= ~(np.isnan(x) & np.isnan(back))
+    changed = _differ(x, result)
+    if not changed.any():
+        return CastResult(result, ends=ends)
+    back = result.astype(np.float64)
     error = np.abs(back / x - 1)
     lossy = changed & (~np.isfinite(back) | (back == 0))
     if integers is not None:
@@ -292,21 +317,29 @@ def _examined(
         lossy |= changed & (error > tolerance)
     rounded = changed & ~lossy
     smallest = target.smallest_normal or 0.0
-    subnormal = int(np.count_nonzero(rounded & (np.abs(back) < smallest)))
-    largest = float(error[rounded].max()) if rounded.any() else 0.0
-    return CastResult(result, *_masks(changed, lossy), largest, subnormal)
+    return CastResult(
+        result,
+        lossy if lossy.any() else None,
+        int(np.count_nonzero(changed)),
+        lambda: changed,
+        float(error[rounded].max()) if rounded.any() else 0.0,
+        int(np.count_nonzero(rounded & (np.abs(back) < smallest))),
+        ends,
+    )
 
 
-def _round(x: np.ndarray, target: NumberFormat) -> np.ndarray:
-    """float64 to the nearest of the target, ties to even, rounded once.
+def _round(x: np.ndarray, target: NumberFormat, out: np.ndarray | None = None) -> np.ndarray:
+    """float64 to the nearest of the target, ties to even, rounded once; into `out`, or a new array.
 
     ml_dtypes goes through float32 and so rounds twice: 1 + 2**-8 + 2**-40 becomes 1 in its bfloat16, where
     1 + 2**-7 is nearer. Rounding the first time to odd leaves the second time nothing to get wrong
     (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
     """
-    direct = _FAR.get(target.name)
-    if direct is not None or target.name == "float64":
-        return x.astype(direct or np.float64, copy=False)
+    if out is None:
+        out = np.empty(x.shape, target.numpy_dtype)
+    if target.name in ("float64", "float32", "float16"):
+        out[...] = x
+        return out
     near = x.astype(np.float32)
     bits = near.view(np.uint32)
     # Only a float32 that ends in zeros can lie half-way between two numbers of the target.
@@ -319,4 +352,5 @@ def _round(x: np.ndarray, target: NumberFormat) -> np.ndarray:
         away = np.abs(near.astype(np.float64)) > np.abs(x)
         bits[doubtful & away] -= 1
         bits[doubtful & ~away] += 1
-    return near.astype(target.numpy_dtype)
+    out[...] = near
+    return out

@@ -116,7 +116,7 @@ class ColumnBuilder:
             cell: row in the block and field name to (file, line, column).
         """
         part, report = self.part, self.report
-        judged = judge(cells, part, spellings)
+        judged = judge(cells, part, spellings, report.largest_relative_error)
         rows = len(judged.values)
         report.rows += rows
         report.values += rows * self._size

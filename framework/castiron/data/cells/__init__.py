@@ -18,15 +18,16 @@ from castiron.data.schema import Field
 __all__ = ["Faults", "Judged", "judge", "shown"]
 
 
-def judge(cells: Cells, part: Field, spellings: tuple[str, ...]) -> Judged:
+def judge(cells: Cells, part: Field, spellings: tuple[str, ...], seen: float = 0.0) -> Judged:
     """Cast the cells of one field in one block, and find everything that is not an exact cast.
 
     Args:
         spellings: cell texts that mean missing, trimmed.
+        seen: the largest relative error of this field's casts in the blocks before.
     """
     judged: Judged | None = None
     if isinstance(cells, Numbers):
-        judged = judge_numbers(cells, part)
+        judged = judge_numbers(cells, part, seen)
         odd = judged is None or any(f.kind != "rounded" for f in judged.faults)
         if odd and cells.as_text is not None:
             cells = cells.as_text()  # to judge its spelling, and to show it as it is written

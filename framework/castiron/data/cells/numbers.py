@@ -17,18 +17,27 @@ from castiron.formats import number_format
 _EXACT = 2.0**53
 
 
-def judge_numbers(cells: Numbers, part: Field) -> Judged | None:
+def judge_numbers(cells: Numbers, part: Field, seen: float = 0.0) -> Judged | None:
     """Cast the numbers of a block; None where they came from text and its spelling must be looked at.
 
     From text, a float64 is what pyarrow made of it: correctly rounded, and so as good as the text, unless it
     is not finite ('1e400', 'nan', 'inf'), is so large that integers lie between neighbours, is a whole number
     that the target cannot hold ('16777217'; is it written as an integer?), or is zero ('1e-400').
+
+    Args:
+        seen: the largest relative error of the blocks before.
     """
     assert part.dtype is not None
     values, missing = cells.values, cells.missing
     is_float = values.dtype.kind not in "iub"
-    low, high = bounds(values, None)
-    within = None if low is None or high is None else (low, high)
+    result: CastResult | None = None
+    within: tuple[float | int, float | int] | None = None
+    if is_float and cells.as_text is None:
+        result = cast(values, part.dtype, tolerance=part.tolerance, seen=seen)
+        within = result.ends
+    if within is None:
+        low, high = bounds(values, None)
+        within = None if low is None or high is None else (low, high)
     if within is not None and not all(map(np.isfinite, within)):
         within = None
         if cells.as_text is not None:
@@ -42,7 +51,8 @@ def judge_numbers(cells: Numbers, part: Field) -> Judged | None:
             return None
         if cells.may_underflow and _has_zeros(values, missing) and cells.may_underflow():
             return None
-    result = cast(values, part.dtype, tolerance=part.tolerance, within=within)
+    if result is None:
+        result = cast(values, part.dtype, tolerance=part.tolerance, seen=seen)
     if doubtful and within is not None and _maybe_integers(values, result, part, within):
         return None
     return judge_cast(values, missing, result, part, words=partial(_words, cells), within=within)

@@ -32,6 +32,8 @@ _FORMATS: dict[str, Format] = {
     ".txt": "text",
 }
 _PIECE = 1 << 20
+_DIGESTED = 1 << 17
+"""Bytes digested at a time: they stay in the processor's cache."""
 _AS_FILE = "Write what comes out of it to a file: data is read more than once."
 
 
@@ -190,7 +192,7 @@ class DataFile:
 
     def _digest_whole(self, descriptor: int) -> None:
         """Read and not mapped: a file that is cut off under a map ends the process."""
-        digest, at, piece = blake3(), 0, bytearray(_PIECE)
+        digest, at, piece = blake3(), 0, bytearray(_DIGESTED)
         while size := os.preadv(descriptor, [piece], at):
             digest.update(memoryview(piece)[:size])
             at += size

@@ -15,7 +15,7 @@ from castiron.data.schema import Field
 from castiron.diagnostics import DataError, Finding, Place, finding
 
 _BATCH = 1 << 16
-"""Rows read at a time; twice as many where there is no text, of which a batch may hold 2 GiB at most."""
+"""Rows read at a time; four times as many where there is no text, of which a batch may hold 2 GiB at most."""
 
 
 class ParquetSource(Source):
@@ -48,7 +48,7 @@ class ParquetSource(Source):
                 names = [reader.schema_arrow.names[w.position or 0] for w in self.columns.located.values()]
                 row = 1
                 texts = any(self._schema[name].is_text for name in self.columns.located)
-                size = _BATCH if texts else 2 * _BATCH
+                size = _BATCH if texts else 4 * _BATCH
                 for batch in reader.iter_batches(size, columns=names, use_threads=True):
                     if batch.num_rows:
                         yield self._read(batch, row)
