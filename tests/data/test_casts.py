@@ -250,7 +250,8 @@ def test_odd_elements_are_found_in_every_block_of_a_large_array(to: Any, seen: f
     values = np.random.default_rng(1).standard_normal(200_000) + 3
     plain = cast(values, to, seen=seen)
     back = plain.values.astype(np.float64)
-    assert plain.n_rounded == np.count_nonzero(back != values) and plain.n_lossy == 0
+    assert plain.n_rounded == np.count_nonzero(back != values)
+    assert plain.n_lossy == 0
     assert plain.ends == (back.min(), back.max())
     if not seen:
         largest = np.abs(back / values - 1).max()
@@ -261,6 +262,7 @@ def test_odd_elements_are_found_in_every_block_of_a_large_array(to: Any, seen: f
     odd = cast(values, to, seen=seen)
     assert odd.lossy is not None
     assert np.flatnonzero(odd.lossy).tolist() == [199_998, 199_999]
-    assert odd.n_subnormal == 1 and odd.rounded[-3]
+    assert odd.n_subnormal == 1
+    assert odd.rounded[-3]
     assert odd.largest_relative_error == pytest.approx(0.25)
     assert odd.ends is None
