@@ -19,71 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import kill_test
-
-BAD_ROW = 188
-SETTINGS = (
-    "model.embedding=8",
-    "model.hidden=8",
-    "model.dropout=0.0",
-    "model.embedding_dropout=0.0",
-    "model.word_dropout=0.0",
-    "model.text.max_vocabulary=200",
-    "health.every=1000",
-    "trainer.log_every=1",
-    "trainer.threads=1",
-    "trainer.device=cpu",
-    "trainer.max_epochs=1",
-    "trainer.limit_train=6",
-    "trainer.limit_test=1",
-    "trainer.timeout=20",
-    "audit.level=off",
-)
-
-
-def command(folder: Path, name: str, world: int, *more: str, data: Path | None = None) -> list[str]:
-    files = [f"data.{split}={(data or folder) / split}.csv" for split in kill_test.ROWS]
-    several = [f"data.batch_size={32 // world}", f"trainer.devices={world}"]
-    where = ["--name", name, "--runs", str(folder)]
-    return ["train", "lstm-sentiment", *SETTINGS, *files, *several, *more, *where]
-
-
-def writes_rows(folder: Path) -> Callable[[int], None]:
-    """Each rank notes the training rows it sees."""
-
-    def prepare(rank: int) -> None:
-        from castiron.lightning.loaders import TorchLoader
-
-        whole = TorchLoader.__iter__
-        seen: list[list[int]] = []
-
-        def batches(self: TorchLoader) -> Iterator[Any]:
-            for batch in whole(self):
-                if self.batches.rows == kill_test.ROWS["train"]:
-                    seen.append(batch["row"].tolist())
-                    (folder / f"rows-{rank}.json").write_text(json.dumps(seen))
-                yield batch
-
-        TorchLoader.__iter__ = batches  # type: ignore[method-assign]
-
-    return prepare
-
-
-def bad_loss(rank: int) -> None:
-    """The loss is NaN where a training batch has a certain row."""
-    import torch
-
-    from castiron_recipes.lstm_sentiment import LSTMSentiment
-
-    own = LSTMSentiment.loss
-
-    def bad(batch: Any) -> bool:
-        return torch.is_grad_enabled() and BAD_ROW in batch["row"].tolist()
-
-    def loss(self: Any, outputs: Any, batch: Any) -> Any:
-        found = own(self, outputs, batch)
-        return found * float("nan") if bad(batch) else found
-
-    LSTMSentiment.loss = loss  # type: ignore[method-assign]
+from ranks import bad_loss, command, writes_rows
 
 
 def other_versions(rank: int) -> None:

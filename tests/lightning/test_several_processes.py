@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from castiron.health.table import read
 from castiron.training.manifest import read_manifest
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
 SCENARIOS = (
-    "one-1-f32", "ddp-4-f32", "fsdp-2-f32", "one-1-bf16", "ddp-2-bf16", "fsdp-2-bf16",
+    "one-1-f32", "ddp-4-f32", "fsdp-2-f32", "one-1-bf16", "ddp-4-bf16", "fsdp-4-bf16",
     "nan-ddp-4-hold", "nan-fsdp-2-raise", "differ-config", "differ-data", "differ-versions", "stall",
     "killed", "whole", "stopped", "resumed-stopped-2", "resumed-stopped-1",
 )  # fmt: skip
@@ -68,8 +69,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     [
         ("one-1-f32", "ddp-4-f32", 1e-6),
         ("one-1-f32", "fsdp-2-f32", 1e-6),
-        ("one-1-bf16", "ddp-2-bf16", 2e-3),
-        ("one-1-bf16", "fsdp-2-bf16", 2e-3),
+        ("one-1-bf16", "ddp-4-bf16", 2e-3),
+        ("one-1-bf16", "fsdp-4-bf16", 2e-3),
     ],
 )
 def test_several_processes_train_like_one(trained: Trained, one: str, several: str, tolerance: float) -> None:
@@ -87,6 +88,31 @@ def test_several_processes_train_like_one(trained: Trained, one: str, several: s
     assert [trained.said(several, rank) for rank in range(1, world)] == [""] * (world - 1)
 
 
+@pytest.mark.parametrize("several", ["ddp-4-f32", "fsdp-2-f32"])
+def test_health_is_that_of_all_processes(trained: Trained, several: str) -> None:
+    expected, found = (read(trained.folder / "lstm-sentiment" / run) for run in ("one-1-f32", several))
+    assert [s.step for s in found] == [s.step for s in expected] == [1, 3, 5]
+    assert found[2].full
+    for one, all_ in zip(expected, found, strict=True):
+        assert set(all_.groups) == set(one.groups)
+        assert set(all_.peaks) == set(one.peaks)
+        for (kind, layer), s in one.groups.items():
+            other = all_.groups[kind, layer]
+            if kind in ("activations", "activation gradients") and layer != "head":
+                continue  # each process pads its own rows
+            assert (other.size, other.dtype) == (s.size, s.dtype), (kind, layer)
+            assert other.exponents.sum() == s.size
+            # a process's loss is the mean of its own rows
+            scale = int(several.split("-")[1]) if kind == "activation gradients" else 1
+            assert other.largest == pytest.approx(s.largest * scale, rel=1e-3, abs=1e-7), (kind, layer)
+            assert other.rms == pytest.approx(s.rms * scale, rel=1e-3, abs=1e-7), (kind, layer)
+            assert set(other.what_if) == set(s.what_if)
+        for layer, moved in one.updates.items():
+            update = all_.updates[layer].update
+            assert update.wanted == moved.update.wanted
+            assert update.ratio == pytest.approx(moved.update.ratio, rel=1e-3)
+
+
 def test_a_nan_on_one_rank_is_held_by_all_and_told_once(trained: Trained) -> None:
     assert trained.codes["nan-ddp-4-hold"][0] == [0, 0, 0, 0]
     assert trained.codes["nan-fsdp-2-raise"][0] == [1, 1]
@@ -99,7 +125,7 @@ def test_a_nan_on_one_rank_is_held_by_all_and_told_once(trained: Trained) -> Non
         assert 188 in seen[incident["step"]]  # the step, and the rank, that had the bad row
         assert incident["rank"] > 0
         assert (incident["code"], incident["reproduced"], incident["response"]) == ("N506", True, response)
-        assert incident["producer"]["source"]["file"].endswith("several_processes.py")
+        assert incident["producer"]["source"]["file"].endswith("ranks.py")
         summary = json.loads((home / "summary.json").read_text())
         assert (summary["held_steps"], summary["incidents"]) == (1, 1)
     assert (

@@ -76,6 +76,8 @@ class LayerUpdate:
     """Whether the weights are rounded stochastically, so that small updates are kept on average."""
     rate: float = 0.0
     """Learning rate of the step."""
+    weights: float = math.nan
+    """L2 norm of the weights before the step, of the sample."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -19,9 +20,9 @@ from castiron.health.snapshot import ScaleHealth, Snapshot
 from castiron.health.writer import EventWriter
 from castiron.lightning.logger import RunLogger
 from castiron.lightning.precision import PrecisionPlugin
-from castiron.lightning.sharding import Sharded
 from castiron.policy import PrecisionPolicy
 from castiron.torch.health.monitor import HealthMonitor
+from castiron.torch.shares import gather_on_first
 
 _LOG = logging.getLogger("castiron")
 
@@ -31,7 +32,9 @@ class NumericHealth(pl.Callback):
     step, and says what they foretell (N520 to N527).
 
     What is measured goes to TensorBoard's Health pages and to `health.parquet`, in the folder of castiron's
-    logger; with another logger into `log_dir`, and scalars to that logger. Only the first rank measures.
+    logger; with another logger into `log_dir`, and scalars to that logger. Of several processes each measures
+    what it has, rank 0 puts it together, and alone writes and speaks. (Under Lightning's own `FSDPStrategy`
+    nothing is measured.)
 
     Put it after `NumericGuard`, and before what compiles the model.
 
@@ -65,26 +68,27 @@ class NumericHealth(pl.Callback):
         self._begun = 0
         self._updating = False
         self.monitor: HealthMonitor | None = None
-        """What measures; None before training starts, and on other ranks than the first."""
+        """What measures; None before training starts."""
         self.findings: list[Finding] = []
         """Everything that was said so far."""
 
     @property
     def last(self) -> Snapshot | None:
-        """The latest snapshot."""
+        """The latest snapshot: on rank 0 of all processes, on another of what it has."""
         return self.monitor.last if self.monitor is not None else None
 
     # --- start and end -----------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero or isinstance(trainer.strategy, Sharded):
-            return  # of a model that is shared among processes, none has the whole
+        if isinstance(trainer.strategy, FSDPStrategy):
+            return  # layers are cut into flat parts, which belong to no tensor
         plugin = trainer.precision_plugin
         own = plugin.policy if isinstance(plugin, PrecisionPlugin) else None
         policy = self._declared or own or PrecisionPolicy.preset("float32")
         if self.monitor is not None:
             self.monitor.remove()
-        self.monitor = HealthMonitor(getattr(module, "precision_root", module), (), policy)
+        gather = gather_on_first if trainer.world_size > 1 else None
+        self.monitor = HealthMonitor(getattr(module, "precision_root", module), (), policy, gather=gather)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         home = None
@@ -93,7 +97,7 @@ class NumericHealth(pl.Callback):
         if self.monitor is None:
             return
         self.monitor.use(trainer.optimizers)
-        if self._recorder is None:
+        if self._recorder is None and trainer.is_global_zero:
             folder, writer = self._folder, self._writer
             logger = trainer.logger
             if isinstance(logger, RunLogger):
@@ -156,7 +160,7 @@ class NumericHealth(pl.Callback):
         else:
             monitor.discard(held=self._held(), scaling=_scaling(trainer))
         found = monitor.news()
-        if found:
+        if found and trainer.is_global_zero:
             self.findings += found
             if self._recorder is not None:
                 self._recorder.say(found, trainer.global_step)
@@ -167,6 +171,8 @@ class NumericHealth(pl.Callback):
                     _LOG.warning("%s", f)
 
     def _record(self, trainer: pl.Trainer, snapshot: Snapshot) -> None:
+        if not trainer.is_global_zero:
+            return
         if self._recorder is not None:
             self._recorder.add(snapshot)
         summary = summary_of(snapshot)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Whether each process has a part of the tensor only."""
+    return hasattr(tensor, "to_local")
 
 
 def own_share(tensor: Tensor) -> Tensor:
@@ -20,8 +28,19 @@ def over_shares(parameters: Iterable[Tensor], norm: Tensor) -> Tensor:
 
     Taken in float64: no square of a float32 norm overflows there.
     """
-    if not any(hasattr(p, "to_local") for p in parameters):
+    if not any(is_shared(p) for p in parameters):
         return norm
     total = norm.to(torch.float64).square()
     distributed.all_reduce(total)
     return total.sqrt().to(norm.dtype)
+
+
+def gather_on_first(value: T) -> list[T] | None:
+    """What each process gave, by rank, on rank 0; None on the others. Values are pickled. All processes have
+    to call it."""
+    if distributed.get_rank() != 0:
+        distributed.gather_object(value, dst=0)
+        return None
+    found: list[T] = [value] * distributed.get_world_size()
+    distributed.gather_object(value, found, dst=0)
+    return found

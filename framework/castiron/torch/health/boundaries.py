@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
@@ -80,10 +82,10 @@ class Boundaries:
         self._levels = {}
         return found
 
-    def take_dead(self) -> dict[str, tuple[int, int]]:
-        """Dead units and units, of layers that have dead ones or could. Waits for the device."""
+    def take_dead(self) -> dict[str, NDArray[np.bool_]]:
+        """Which units are dead, of layers that have dead ones or could. Waits for the device."""
         dead, self._dead = self._dead, {}
-        return {name: (int(units.sum()), units.numel()) for name, units in dead.items()}
+        return {name: units.cpu().numpy() for name, units in dead.items()}
 
     @torch.no_grad()
     def see(self, name: str, module: nn.Module, output: Any) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from castiron.health.statistics import Statistics, WhatIf
+from castiron.health.merging import least, merged
+from castiron.health.statistics import Statistics
 from castiron.torch.dtypes import dtype_name
 from castiron.torch.health.cpu import measure_on_cpu
 from castiron.torch.health.device import Pending, measure_on_device, read
-from castiron.torch.health.noise import least, noise_of, sampled, with_noise
-from castiron.torch.health.tensors import join
+from castiron.torch.health.noise import noise_of, sampled, with_noise
+from castiron.torch.health.tensors import join, values_of
 
 
 @dataclass(slots=True)
@@ -47,7 +48,8 @@ class Batch:
 
     def add(self, key: Any, tensors: Sequence[Tensor]) -> None:
         """Measure tensors as one group. A second call of the same key adds to the first."""
-        flat = [t for t in tensors if t.is_floating_point() and t.numel()]
+        # of a tensor that is shared among processes, this one may have nothing
+        flat = [v for t in tensors if t.is_floating_point() and (v := values_of(t)).numel()]
         if not flat:
             return
         dtype = dtype_name(flat[0].dtype)
@@ -131,41 +133,3 @@ class Batch:
             if known is None or number > known[1]:
                 found[key] = (dtype_name(dtype), number)
         return found
-
-
-def merged(a: Statistics, b: Statistics) -> Statistics:
-    """Two parts of a group as one. Of what other formats would make, each part by its live elements."""
-    if a.dtype != b.dtype or len(a.exponents) != len(b.exponents):
-        return a if a.size >= b.size else b
-    smallest = [s for s in (a.smallest, b.smallest) if s]
-    return Statistics(
-        a.dtype,
-        a.size + b.size,
-        a.exponents + b.exponents,
-        a.zeros + b.zeros,
-        a.nans + b.nans,
-        max(a.largest, b.largest),
-        min(smallest, default=0.0),
-        a.squares + b.squares,
-        {f: _merged_what_if(a, b, f) for f in a.what_if if f in b.what_if},
-    )
-
-
-def _merged_what_if(a: Statistics, b: Statistics, name: str) -> WhatIf:
-    x, y = a.what_if[name], b.what_if[name]
-    total = a.live + b.live
-
-    def mean(p: float, q: float) -> float:
-        return (p * a.live + q * b.live) / total if total else 0.0
-
-    return WhatIf(
-        name,
-        mean(x.overflow, y.overflow),
-        mean(x.underflow, y.underflow),
-        mean(x.subnormal, y.subnormal),
-        least(x.snr_db, y.snr_db),
-        min(x.scale, y.scale) if a.live and b.live else (x.scale if a.live else y.scale),
-        mean(x.scaled_underflow, y.scaled_underflow),
-        mean(x.scaled_subnormal, y.scaled_subnormal),
-        least(x.scaled_snr_db, y.scaled_snr_db),
-    )

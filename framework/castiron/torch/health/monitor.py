@@ -5,22 +5,31 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from castiron.diagnostics import Finding
 from castiron.health.advice import Advisor
+from castiron.health.merging import of_all_processes
 from castiron.health.snapshot import ScaleHealth, Snapshot
 from castiron.health.statistics import WHAT_IF
 from castiron.policy import PrecisionPolicy
 from castiron.torch.health.boundaries import Boundaries, CastWatch, unobserved
 from castiron.torch.health.measure import Batch
 from castiron.torch.health.steps import StepWatch, state_of
+from castiron.torch.shares import is_shared
 
+Dead = Mapping[str, NDArray[np.bool_]]
+"""By layer: which units were silent for every row."""
+Measured = tuple[Snapshot, Dead]
+"""What one process saw of a step."""
 _WHAT_IF_AT = 2
 """Number of the measurement that first asks what other formats would make of the values."""
 
@@ -54,6 +63,8 @@ class HealthMonitor:
             the optimizer's moments), and what other formats would make of the values; None: at the third
             measurement of all, and at the second, fourth, eighth, sixteenth … of those after the first.
         on_snapshot: called with every `castiron.health.snapshot.Snapshot`.
+        gather: of several processes that train together, brings what each measured to rank 0, in their
+            order, and None to the others; all of them measure, and rank 0's snapshots are of all.
     """
 
     def __init__(
@@ -65,11 +76,13 @@ class HealthMonitor:
         histograms_every: int = 4,
         what_if_every: int | None = None,
         on_snapshot: Callable[[Snapshot], None] | None = None,
+        gather: Callable[[Measured], list[Measured] | None] | None = None,
     ) -> None:
         self.policy = PrecisionPolicy.model_validate(policy)
         self._model = model
         self._optimizers = (optimizers,) if isinstance(optimizers, Optimizer) else tuple(optimizers)
         self._on_snapshot = on_snapshot
+        self._gather = gather
         self._histograms_every, self._what_if_every = histograms_every, what_if_every
         self._full = False
         self._all = histograms_every == 1
@@ -172,6 +185,7 @@ class HealthMonitor:
             )
         else:
             snapshot = self._everything(peaks)
+        snapshot = self._of_all(snapshot, self._boundaries.take_dead())
         self.active = self._updating = False
         self._measured += 1
         self.last = snapshot
@@ -229,13 +243,22 @@ class HealthMonitor:
             updates=updates,
             moments=moments,
             levels=self._boundaries.take_levels(),
-            dead=self._boundaries.take_dead(),
             noise=self._boundaries.order.take(self._kept_in),
             casts=self._casts.take(),
             scaling=self._scaling,
             held=self._held,
             full=self._full,
         )
+
+    def _of_all(self, own: Snapshot, dead: Dead) -> Snapshot:
+        """What all processes measured; on others than rank 0, what this one did."""
+        found = self._gather((own, dead)) if self._gather is not None else None
+        if found is not None:
+            shared = any(is_shared(p) for ps in self._parameters.values() for _, p in ps)
+            own = of_all_processes([snapshot for snapshot, _ in found], shared=shared)
+            silent = [d for _, d in found]
+            dead = {name: np.logical_and.reduce([d[name] for d in silent if name in d]) for name in dead}
+        return replace(own, dead={name: (int(units.sum()), units.size) for name, units in dead.items()})
 
     def looks(self, number: int) -> tuple[bool, bool]:
         """Whether a measurement is of everything, and whether it also asks what other formats would make of

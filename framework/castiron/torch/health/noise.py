@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -70,11 +69,6 @@ def _noise(x: Tensor, name: str) -> Tensor:
     power = -torch.frexp(x.abs().amax(1, keepdim=True)).exponent
     x, difference = shifted(x, power), shifted(difference, power)
     return torch.stack([x.square().sum(1), difference.square().sum(1)], 1)
-
-
-def least(p: float, q: float) -> float:
-    """The smaller of two ratios; a NaN is none."""
-    return min((v for v in (p, q) if not math.isnan(v)), default=math.nan)
 
 
 def shifted(x: Tensor, exponent: Tensor) -> Tensor:

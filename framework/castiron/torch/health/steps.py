@@ -131,8 +131,12 @@ class _Sums:
         self.lost += lost
 
     def total(self) -> LayerUpdate:
-        found = ratio(np.concatenate(self.changes), np.concatenate(self.weights))
-        return LayerUpdate(Update(self.wanted, self.lost, found), self.dtype, self.stochastic, self.rate)
+        weights = np.concatenate(self.weights)
+        found = ratio(np.concatenate(self.changes), weights)
+        norm = float(np.linalg.norm(weights))
+        return LayerUpdate(
+            Update(self.wanted, self.lost, found), self.dtype, self.stochastic, self.rate, norm
+        )
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from castiron.torch.shares import own_share
+
 
 def join(tensors: Sequence[Tensor]) -> Tensor:
     """The elements of all tensors, one after the other."""
@@ -16,9 +18,7 @@ def join(tensors: Sequence[Tensor]) -> Tensor:
 
 def values_of(tensor: Tensor) -> Tensor:
     """The numbers of a tensor: those stored where it is sparse, without gradients."""
-    tensor = tensor.detach()
-    if hasattr(tensor, "to_local"):
-        tensor = tensor.to_local()  # this rank's part of a parameter that is spread over several
+    tensor = own_share(tensor.detach())
     if tensor.is_sparse:
         tensor = tensor._values() if tensor.is_coalesced() else tensor.coalesce()._values()
     return tensor
