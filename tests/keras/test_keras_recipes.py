@@ -39,6 +39,7 @@ SMALL = {
     "segmenter": ("model.size=[8, 8]", "model.widths=[4, 8]", "data.batch_size=4"),
 }  # fmt: skip
 MORE = {
+    "image-classifier stride": ("model.widths=[4, 8]", "model.stride=2", "data.batch_size=32"),
     "tabular/diabetes_linear": (),
     "series-forecaster dlinear": ("model.past=48", "model.network=dlinear"),
     "series-forecaster lstm": ("model.past=48", "model.network=lstm", "model.layers=2"),

@@ -25,6 +25,7 @@ class ResNet(keras.Model):
         *,
         widths: Sequence[int],
         blocks: int,
+        stride: int,
         mean: float,
         std: float,
         shift: int,
@@ -34,12 +35,14 @@ class ResNet(keras.Model):
     ) -> None:
         """
         Args:
+            stride: of the first convolution, which spans 2 · stride + 1 pixels.
             mean, std: of the training pixels, divided by 255.
         """
         super().__init__(name="res_net")
         self.pixels = Pixels(mean, std)
         self.augment = Augment(shift, flip=flip, erase=erase)
-        self.stem = conv(1, widths[0], 3)
+        self.around = stride if stride != 1 else 0
+        self.stem = conv(1, widths[0], 2 * stride + 1, stride)
         self.norm = norm()
         self.blocks = []
         before = widths[0]
@@ -50,11 +53,12 @@ class ResNet(keras.Model):
         self.dropout = layers.Dropout(dropout)
         bound = uniform(before)
         self.head = layers.Dense(classes, kernel_initializer=bound, bias_initializer=bound)
-        self(tf.zeros([1, 2 ** len(widths), 2 ** len(widths)], tf.uint8))  # makes the variables
+        side = stride * 2 ** len(widths)
+        self(tf.zeros([1, side, side], tf.uint8))  # makes the variables
 
     def call(self, images: Any, training: bool = False) -> Any:
         """uint8 [B, H, W] → [B, K]."""
-        x = self.augment(self.pixels(images), training=training)
+        x = padded(self.augment(self.pixels(images), training=training), self.around)
         x = tf.nn.relu(self.norm(self.stem(x), training=training))
         for block in self.blocks:
             x = block(x, training=training)
@@ -69,7 +73,7 @@ class Block(layers.Layer):
 
     def __init__(self, before: int, width: int, *, stride: int) -> None:
         super().__init__()
-        self.stride = stride
+        self.around = 1 if stride != 1 else 0
         self.conv1 = conv(before, width, 3, stride)
         self.norm1 = norm()
         self.conv2 = conv(width, width, 3)
@@ -79,9 +83,7 @@ class Block(layers.Layer):
 
     def call(self, x: Any, training: bool = False) -> Any:
         """[B, H, W, C] → [B, H / stride, W / stride, width]."""
-        # Keras pads a stride of 2 at one side alone; PyTorch at both.
-        padded = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]) if self.stride != 1 else x
-        y = tf.nn.relu(self.norm1(self.conv1(padded), training=training))
+        y = tf.nn.relu(self.norm1(self.conv1(padded(x, self.around)), training=training))
         y = self.norm2(self.conv2(y), training=training)
         return tf.nn.relu(y + (self.shortcut(x) if hasattr(self, "shortcut") else tf.cast(x, y.dtype)))
 
@@ -118,6 +120,11 @@ class Augment(layers.Layer):
     def _drawn(self, rows: Any, first: Any, end: Any) -> Any:
         """int32 [rows, 1], from `first` to before `end`."""
         return keras.random.randint([rows, 1], first, end, dtype="int32", seed=self.seed_generator)
+
+
+def padded(x: Any, around: int) -> Any:
+    """[B, H, W, C] before a stride: Keras would pad it at one side alone; PyTorch pads both."""
+    return tf.pad(x, [[0, 0], [around] * 2, [around] * 2, [0, 0]]) if around else x
 
 
 def conv(before: int, width: int, size: int, stride: int = 1) -> Any:

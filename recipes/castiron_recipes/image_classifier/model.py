@@ -21,6 +21,7 @@ class ResNet(nn.Module):
         *,
         widths: Sequence[int],
         blocks: int,
+        stride: int,
         mean: float,
         std: float,
         shift: int,
@@ -30,12 +31,13 @@ class ResNet(nn.Module):
     ) -> None:
         """
         Args:
+            stride: of the first convolution, which spans 2 · stride + 1 pixels.
             mean, std: of the training pixels, divided by 255.
         """
         super().__init__()
         self.pixels = Pixels(mean, std)
         self.augment = Augment(shift, flip=flip, erase=erase)
-        self.stem = nn.Conv2d(1, widths[0], 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(1, widths[0], 2 * stride + 1, stride, padding=stride, bias=False)
         self.norm = nn.BatchNorm2d(widths[0])
         groups = []
         before = widths[0]

@@ -39,6 +39,8 @@ class ImageClassifier(Recipe):
         """Channels of each group of blocks; from the second on, a group halves height and width."""
         blocks: PositiveInt = 1
         """Residual blocks in each group."""
+        stride: PositiveInt = 1
+        """Pixels from place to place of the first convolution; 2 halves height and width."""
         shift: NonNegativeInt = 1
         """Training images are shifted by up to so many pixels."""
         flip: bool = False
@@ -92,6 +94,7 @@ class ImageClassifier(Recipe):
             len(c.classes),
             widths=c.widths,
             blocks=c.blocks,
+            stride=c.stride,
             mean=self.pixels.mean,
             std=self.pixels.std,
             shift=c.shift,

@@ -61,7 +61,7 @@ def test_a_block_begins_as_its_shortcut() -> None:
 def test_the_logits_of_an_image_do_not_depend_on_the_others_once_trained() -> None:
     torch.manual_seed(0)
     model = ResNet(
-        3, widths=[4, 8], blocks=2, mean=0.3, std=0.4, shift=1, flip=True, erase=2, dropout=0.5
+        3, widths=[4, 8], blocks=2, stride=1, mean=0.3, std=0.4, shift=1, flip=True, erase=2, dropout=0.5
     ).eval()  # fmt: skip
     images = torch.randint(0, 256, (5, 9, 9), dtype=torch.uint8)
     torch.testing.assert_close(model(images)[2:3], model(images[2:3]))
