@@ -1,16 +1,22 @@
 """Every command that a page shows is run, small, in a folder where what it names is there; or is not.
 
-`<!-- not run: why -->` above a block says why it is not; NOT_RUN below says it of single commands. All are
-held against the command line: that they exist, and take these arguments.
+`<!-- not run: why -->` above a block says why it is not. A command on files that are not ours to ship is not
+run either; nor are those of a page that has a test of its own. All are held against the command line: that
+they exist, and take these arguments.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,16 +28,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from pages import PAGES, ROOT, Block, blocks, name
 
+from castiron.cli.board import free_port
 from castiron.cli.main import app, run
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 SMALL = ["trainer.max_steps=2", "trainer.limit_train=2", "trainer.limit_validation=1", "trainer.limit_test=1",
          "trainer.threads=1"]  # fmt: skip
-NOT_RUN = {
-    "board": "serves until it is stopped; tests/cli calls it",
-    "suggest": "trains many times; tests/cli/test_suggest.py runs it",
-    "compare": "trains many times; its own tests run it",
-}
+ELSEWHERE = {"docs/compare.md": "test_compare_page.py"}
+"""Page → the test that runs its commands."""
+SIDES = ["trainer.limit_validation=1", "trainer.threads=1", "trainer.device=cpu"]
+SIZES = {"matrix-product": ["model.lengths=[16, 32]"], "deep-relu": ["model.depth=4"]}
 MODULE = """
 import torch
 
@@ -125,14 +131,14 @@ def test_commands(
     monkeypatch.syspath_prepend(folder)
     for words, comment in commands(block.text):
         check(words)
-        if block.why_not or words[0] in NOT_RUN or missing(words, folder):
+        if block.why_not or name(page) in ELSEWHERE or missing(words, folder):
             continue
         if words[0] == "replay" and not (folder / "runs/lstm-sentiment/first/incidents").exists():
             spoiled = held_step(spoil=lambda model, batch: model.head.bias.data.fill_(-200.0))
             shutil.copytree(spoiled, folder / "runs/lstm-sentiment/first/incidents/step-12")
         small = smaller(page, words, folder)
         if tuple(small) not in DONE:
-            DONE[tuple(small)] = run(small)
+            DONE[tuple(small)] = opened(small) if small[0] == "board" else run(small)
         code = DONE[tuple(small)]
         expected = (1, 2) if "refused" in comment else (0,)
         assert code in expected, f"castiron {shlex.join(small)}\n{said()}"
@@ -147,6 +153,12 @@ def smaller(page: Path, words: list[str], folder: Path) -> list[str]:
             return [*words, "trainer.threads=1", "--dry-run"]  # their training is tests/recipes
         case ["train", *_]:
             return [*words, *SMALL, "--runs", f"runs-{len(DONE)}"]
+        case ["compare", recipe, *_]:
+            return [*words, *SIDES, *SIZES.get(recipe, []), "--steps", "1", "--name", f"page-{len(DONE)}"]
+        case ["suggest", *_]:
+            return [*words, "trainer.threads=1", "--batches", "1", "--steps", "8"]
+        case ["board"]:
+            return ["board", "--port", str(free_port("localhost", None))]
         case ["configs", "copy", _, file]:
             (folder / file).unlink(missing_ok=True)
         case ["recipes", "copy", _, project]:
@@ -154,6 +166,30 @@ def smaller(page: Path, words: list[str], folder: Path) -> list[str]:
         case ["export", _, file]:
             (folder / file).unlink(missing_ok=True)
     return words
+
+
+def opened(words: list[str]) -> int:
+    """What serves until it is stopped: looked at, and stopped by Ctrl-C."""
+    address = f"http://localhost:{words[-1]}/data/runs"
+    served = subprocess.Popen([sys.executable, "-m", "castiron", *words], stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            try:
+                with urllib.request.urlopen(address) as answer:
+                    assert any("first" in run for run in json.load(answer))
+                break
+            except OSError:
+                time.sleep(0.2)
+        served.send_signal(signal.SIGINT)
+        return served.wait(30)
+    finally:
+        served.kill()
+        served.wait()
+
+
+def test_pages_with_a_test_of_their_own_have_it() -> None:
+    for page, test in ELSEWHERE.items():
+        assert Path(page).name in (Path(__file__).parent / test).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
