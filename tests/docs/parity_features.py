@@ -5,7 +5,13 @@ A cell is a test (`file::name`), or a reason why there is none, in a few words.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "keras"))
+
+import keras_case_rows
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
         (
             "several optimizers, one decision",
             t("torch/test_transaction.py::test_several_optimizers_decide_together"),
-            no("a Keras model has one optimizer; a train_step with more is taken back from outside"),
+            t("keras/test_keras_own_steps.py::test_two_models_and_two_optimizers"),
         ),
         (
             "activations watched at layer boundaries",
@@ -157,6 +163,11 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
             "healthy ones left in peace",
             t("cases/test_cases.py::test_a_healthy_training_is_left_in_peace"),
             t("keras/test_keras_cases.py::test_a_healthy_training_is_left_in_peace"),
+        ),
+        (
+            "a training step of the model's own, explained",
+            t("lightning/test_guard.py::test_manual_optimization_is_replayed_without_stepping"),
+            t("keras/test_keras_own_steps.py::test_a_loop_around_a_tape"),
         ),
         (
             "rows by file and line",
@@ -355,7 +366,15 @@ def page() -> str:
         parts += [f"## {section}", "", "| | PyTorch | TensorFlow |", "|---|---|---|"]
         parts += [f"| {feature} | {_cell(torch)} | {_cell(keras)} |" for feature, torch, keras in rows]
         parts.append("")
+    parts += ["## Broken trainings in TensorFlow, row by row", "", ROWS_HEAD, *keras_case_rows.table(), ""]
     return "\n".join(parts)
+
+
+ROWS_HEAD = """\
+The classes of broken trainings that castiron is held to (PyTorch's are [printed in full](cases.md)), and what
+the TensorFlow wing says of each: whether the step is compiled, and the training or test below `tests/keras`
+that shows it.
+"""
 
 
 HEAD = """\

@@ -17,39 +17,32 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import keras_broken_functions
 import keras_broken_layers
+import keras_broken_steps
 import keras_healthy_trainings
 from expected_incident import assert_says
-from keras_case_kit import BROKEN, HEALTHY, train
+from keras_case_kit import BROKEN, HEALTHY, MODES, train
+from keras_case_rows import ROWS
 
 TESTS = Path(__file__).parent
-HERE = "test_keras_cases"
-ELSEWHERE: dict[int, tuple[str, str]] = {
-    6: ("keras_healthy_trainings", "attention_with_a_row_masked_whole"),
-    15: ("keras_healthy_trainings", "zero_gradients_and_adam_on_float16_parameters"),
-    16: ("test_keras_precision", "test_narrow_parameters_without_master_are_warned_of"),
-    17: ("test_keras_updates", "test_a_master_copy_keeps_updates_smaller_than_the_spacing"),
-    23: ("test_keras_transaction", "test_a_scale_at_its_floor_ends_training_by_name_and_never_reaches_zero"),
-    24: ("keras_healthy_trainings", "gradients_overflow_while_the_loss_scale_calibrates"),
-    25: ("test_keras_inputs", "test_features_and_targets_are_cast_by_role_and_integers_stay"),
-    27: ("test_keras_enforce", "test_a_second_optimizer_is_taken_back_too_once_it_is_built"),
-    28: (HERE, "test_metrics_count_in_float32_whatever_the_model_computes_in"),
-    29: ("test_keras_enforce", "test_replicas_decide_as_one"),
-    31: ("keras_broken_functions", "root_of_zero_times_zero"),
-    32: ("test_keras_precision", "test_float8_is_refused_by_name"),
-}
-"""Rows of the table of broken trainings that end otherwise than in an incident → file, and function."""
-NOT_HELD = {
-    14: "Gradients that vanish are finite: the guard sees nothing; the share that underflows is health's.",
-    19: "Squares that vanish are finite: the guard sees nothing; it is health's.",
-    30: "Cancellation is finite but wrong: no check of values can see it.",
-}
 
 
-def test_every_row_of_the_table_is_here_or_has_a_reason() -> None:
-    held = {case.row for case in BROKEN.values() if case.row is not None}
-    assert held | set(ELSEWHERE) | set(NOT_HELD) == set(range(1, 34))
-    for file, function in ELSEWHERE.values():
-        assert f"def {function}(" in (TESTS / f"{file}.py").read_text(encoding="utf-8")
+def test_every_row_of_the_table_is_shown_by_trainings_or_a_test() -> None:
+    assert list(ROWS) == list(range(1, 34))
+    for number, row in ROWS.items():
+        held = [case for case in BROKEN.values() if case.row == number]
+        assert {case.name for case in held} == set(row.cases)
+        assert bool(row.cases) != bool(row.test)
+        if row.test:
+            file, _, function = row.test.partition("::")
+            assert f"def {function}(" in (TESTS / file).read_text(encoding="utf-8")
+        else:
+            modes = {"eager": "eager", "graph": "graph", "jit": "XLA"}
+            assert {modes[m] for case in held for m in case.modes} == set(row.modes.split(", "))
+            assert bool(row.why) == any(set(case.modes) != set(MODES) for case in held)
+            said = {case.expected.code for case in held}
+            assert said == {
+                word for word in row.says.replace(":", " ").replace(",", " ").split() if word in said
+            }
 
 
 def test_metrics_count_in_float32_whatever_the_model_computes_in() -> None:
@@ -63,6 +56,7 @@ def test_metrics_count_in_float32_whatever_the_model_computes_in() -> None:
 
 assert keras_broken_functions.__doc__
 assert keras_broken_layers.__doc__
+assert keras_broken_steps.__doc__
 assert keras_healthy_trainings.__doc__
 
 

@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 from keras.src.losses.loss import unscale_loss_for_distribution
 
-from castiron.diagnostics import Finding, NumericIncident
+from castiron.diagnostics import Finding
 from castiron.keras.arguments import cast_argument, cast_data, declared
 from castiron.keras.capability import device_capability
 from castiron.keras.compiled import ITERATORS, compiled_step
@@ -28,13 +28,12 @@ from castiron.keras.loss import to_loss_dtype
 from castiron.keras.modules import describe
 from castiron.keras.precision import apply
 from castiron.keras.replicas import each_of, first_of, kept_apart, replicas_of, update_locally
-from castiron.keras.responding import Restore, RollbackPoints, carry_out, check_rate
+from castiron.keras.responding import Restore, RollbackPoints, check_rate
 from castiron.keras.scaling import make_scaler
 from castiron.keras.snapshot import Snapshot, volatile_variables
 from castiron.keras.step import StepCore, check_watch
 from castiron.keras.updates import Updates
 from castiron.policy import Plan, PrecisionPolicy, resolve
-from castiron.training.held import Verdict, describe_held
 from castiron.training.incident import Incident
 from castiron.training.responses import Responses, promoted
 
@@ -69,7 +68,8 @@ def enforce(
     policy's; Keras's own is not put on top. The state is in `model.castiron`.
 
     A model with a `train_step` of its own is guarded from outside: its step runs whole, and is taken back
-    where what it leaves is not finite. Under a `tf.distribute` strategy all replicas decide as one.
+    where what it leaves is not finite; replay runs it whole too, and names what is to blame all
+    the same. Under a `tf.distribute` strategy all replicas decide as one.
 
     Args:
         model: built: called once, or with an `Input`.
@@ -147,6 +147,11 @@ class Enforcement:
         """The step, once the model is compiled."""
         assert self._core is not None
         return self._core
+
+    @property
+    def own_step(self) -> CustomStep | None:
+        """The model's own `train_step` under guard, once the train function is made."""
+        return self._custom
 
     @property
     def incidents(self) -> list[Incident]:
@@ -333,19 +338,9 @@ class Enforcement:
         """What follows a held step, on the host."""
         assert self._core is not None
         assert self._held is not None
-        if self.custom:
-            self.held += 1
-            verdict = Verdict(True, {"what the model's own train_step left": ()})
-            decision = self.responses.decide(self.committed)
-            told = describe_held(verdict, self.committed, self.policy.guard.watch)
-            if decision.response == "raise":
-                raise NumericIncident([*decision.findings, told])
-            self.findings.append(told)
-            self.responses.went_back(carry_out(self, decision)[0])
-            return
         strategy, count = self._model.distribute_strategy, self.replicas.count
         flagged = [found["flagged"]] if count == 1 else each_of(strategy, found["flagged"], count)
-        verdict = self._core.verdict(tf.reduce_any(tf.stack(flagged), 0))
+        verdict = (self._custom or self._core).verdict(tf.reduce_any(tf.stack(flagged), 0))
         scale = self.scaler.check() if verdict.gradients_only else None
         if self._core.is_expected(verdict, first_of(found["calibrating"])):
             self.overflows += 1
@@ -357,7 +352,13 @@ class Enforcement:
         put_back = kept_apart(self._everything()) if count > 1 else None
         try:
             told = self._held.respond(
-                self.forward, batches, verdict, self.committed, scale, replicas=count > 1
+                self.forward,
+                batches,
+                verdict,
+                self.committed,
+                scale,
+                replicas=count > 1,
+                own=self._custom,
             )
         finally:
             if put_back is not None:

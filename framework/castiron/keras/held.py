@@ -9,6 +9,7 @@ from typing import Any
 from castiron.diagnostics import Finding, NumericIncident
 from castiron.keras.replay import ReplayStep, attribute
 from castiron.keras.replay.pipeline import blame_pipeline
+from castiron.keras.replay.step import OwnStep
 from castiron.keras.responding import Actions, carry_out, check_response
 from castiron.keras.step import Forward, StepCore
 from castiron.policy import Plan
@@ -65,6 +66,7 @@ class HeldSteps:
         *,
         epoch: int = 0,
         replicas: bool = False,
+        own: OwnStep | None = None,
     ) -> Finding:
         """Replay a held step, record what is to blame, and do what the policy says.
 
@@ -72,6 +74,7 @@ class HeldSteps:
             committed: optimizer steps applied before it.
             scale: what the loss scaler has to say; S401 ends training whatever the response.
             replicas: the batches are those of replicas, and not one replica's micro-batches.
+            own: the model's own `train_step`, where it has one.
 
         Returns:
             What is to blame, where training goes on.
@@ -80,7 +83,7 @@ class HeldSteps:
             NumericIncident: the response is to raise, the budget is spent (N510), or the loss scale stands at
                 its floor (S401).
         """
-        step = ReplayStep(self.core, forward, batches, verdict, self.core.scaler.get_scale())
+        step = ReplayStep(self.core, forward, batches, verdict, self.core.scaler.get_scale(), own)
         attribution = attribute(step)
         if attribution.event == "data" and self.pipeline is not None:
             attribution = blame_pipeline(attribution, self.pipeline)

@@ -18,7 +18,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from castiron.keras.modules import own_variables, variables, walk
-from castiron.keras.replay.attribution import ReplayStep
+from castiron.keras.replay.step import ReplayStep
 from castiron.policy import Plan
 from castiron.training.environment import describe_environment
 from castiron.training.held import Origin, Verdict, row_numbers
@@ -140,12 +140,12 @@ class StoredStep:
             CastironError: they are another model's, or there are none (N515).
         """
         parameters, buffers = _named(core.model)
-        seeds, slots = _seeds(core), {v.path: v for v in core.updates.optimizer.variables}
+        seeds, slots = _seeds(core), _slots(core)
         for kind, own, name in (
             ("parameter", parameters, PARAMETERS),
             ("buffer", buffers, BUFFERS),
             ("seed", seeds, RNG),
-            ("optimizer variable", {str(i): v._value for i, v in enumerate(slots.values())}, OPTIMIZER),
+            ("optimizer variable", slots, OPTIMIZER),
         ):
             stored = self._tree(name)
             self._fit(kind, own, stored)
@@ -242,12 +242,17 @@ def _seeds(core: Any) -> dict[str, Any]:
     return {str(i): v for i, v in enumerate(v for v in core.snapshot.variables if id(v) not in named)}
 
 
+def _slots(core: Any) -> dict[str, Any]:
+    """The states of its optimizers, by their order."""
+    return {str(i): v._value for i, v in enumerate([*core.updates.optimizer.variables, *core.others])}
+
+
 def _state_of(step: ReplayStep) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
     def values(named: Mapping[str, Any]) -> dict[str, Any]:
         return {n: v.numpy() if hasattr(v, "numpy") else np.asarray(v) for n, v in named.items()}
 
     parameters, buffers = _named(step.core.model)
-    slots = {str(i): v._value for i, v in enumerate(step.core.updates.optimizer.variables)}
+    slots = _slots(step.core)
     return (
         {n: np.asarray(v) for n, v in values(parameters).items()},
         values(buffers),

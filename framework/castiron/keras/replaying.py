@@ -18,6 +18,7 @@ from castiron.keras.incidents import StoredStep
 from castiron.keras.inputs import cast_inputs
 from castiron.keras.module import RecipeModel
 from castiron.keras.replay import ReplayStep, attribute
+from castiron.keras.replay.step import OwnStep
 from castiron.keras.session import session
 from castiron.keras.step import Forward, StepCore
 from castiron.policy import PrecisionPolicy
@@ -93,7 +94,8 @@ def replay_incident(
                 return calculate(model, batch), None
 
         with declared(under):
-            return _attributed(stored, model.castiron.core, forward, batches, under)
+            own = model.castiron.own_step if loss_of is None else None
+            return _attributed(stored, model.castiron.core, forward, batches, under, own)
 
     wanted = Remedies(policies=[PrecisionPolicy.model_validate(p) for p in policies], promote=promote)
     return _tried(folder, policy, wanted, run)
@@ -150,11 +152,16 @@ def _run(stored: StoredStep, config: RunConfig, recipe: type[Recipe], policy: Pr
 
 
 def _attributed(
-    stored: StoredStep, core: StepCore, forward: Forward, batches: list[Any], policy: PrecisionPolicy
+    stored: StoredStep,
+    core: StepCore,
+    forward: Forward,
+    batches: list[Any],
+    policy: PrecisionPolicy,
+    own: OwnStep | None = None,
 ) -> Attribution:
     stored.put(core)
     was = stored.folder.plan().policy.scaling.kind if stored.folder.has(PLAN) else policy.scaling.kind
     if policy.scaling.kind == was == "dynamic":
         core.scaler.variables()[0].assign(stored.scale)
-    found = attribute(ReplayStep(core, forward, batches, stored.verdict, core.scaler.get_scale()))
+    found = attribute(ReplayStep(core, forward, batches, stored.verdict, core.scaler.get_scale(), own))
     return found.model_copy(update={"rows": tuple(located(r, stored.origin) for r in found.rows)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 
@@ -34,8 +35,9 @@ class Snapshot:
 def volatile_variables(model: Any) -> list[Any]:
     """tf.Variables that a forward pass may change: statistics, recurrent states, seeds, metrics of layers.
 
-    Everything that the model holds and does not train, and the process's own seed generator, which layers
-    without a seed draw from.
+    Everything that the model holds and does not train, what layers keep in attributes beside that
+    (`tf.Variable`, `tf.random.Generator`), and the process's own seed generator, which layers without a seed
+    draw from.
     """
     trained = {id(v) for v in model.trainable_variables}
     found = [v._value for v in model.variables if id(v) not in trained]
@@ -44,4 +46,19 @@ def volatile_variables(model: Any) -> list[Any]:
         if states is not None:
             found += [s._value for s in tf.nest.flatten(states) if hasattr(s, "_value")]
         found += [g.state._value for g in getattr(layer, "_seed_generators", ())]
+        found += _kept_in_attributes(layer)
     return list({id(v): v for v in found}.values())
+
+
+def _kept_in_attributes(layer: Any) -> list[Any]:
+    """tf.Variables that Keras does not list: those of a layer's own attributes, also in lists and mappings."""
+    found = []
+    for name, value in vars(layer).items():
+        if name.startswith("_"):
+            continue
+        for leaf in keras.tree.flatten(value) if isinstance(value, (list, tuple, dict)) else [value]:
+            if isinstance(leaf, tf.Variable):
+                found.append(leaf)
+            elif isinstance(leaf, tf.random.Generator):
+                found.append(leaf.state)
+    return found

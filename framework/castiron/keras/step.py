@@ -77,6 +77,8 @@ class StepCore:
         self.observer: Callable[[list[Any]], None] | None = None
         """Called in the graph with the unscaled mean gradients of a step, before the decision."""
         self.snapshot = Snapshot([*volatile_variables(model), *jobs])
+        self.others: list[Any] = []
+        """keras.Variables of optimizers that the model's own `train_step` has beside its first."""
         names = {id(v): n for n, v in variables(model).items()}
         self._names = [names.get(id(v), v.path) for v in updates.parameters]
         self._buffers = _watched_buffers(model)

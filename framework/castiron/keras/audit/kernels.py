@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from castiron.keras.replay.recorder import MOVES as _MOVES
+from castiron.keras.replay.calls import MOVES as _MOVES
 
 Island = Literal["softmax", "normalization", "reductions", "exponentials", "loss"]
 

@@ -13,9 +13,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import op_callbacks
 
+from castiron.keras.replay.calls import MOVES
 from castiron.keras.replay.events import forward_event
 from castiron.keras.replay.explain import remedy, sentence
-from castiron.keras.replay.recorder import MOVES
 from castiron.keras.replay.sources import lines_running
 from castiron.keras.replay.values import is_finite, statistics
 from castiron.training.incident import Attribution, Producer

@@ -9,79 +9,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import keras
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import backprop
 from tensorflow.python.framework import op_callbacks
 
 from castiron.keras.modules import walk
+from castiron.keras.replay.calls import ASSIGNS, MOVES, Call, Evidence, Origin, Value
+from castiron.keras.replay.compiled import under_xla
+from castiron.keras.replay.course import Course
 from castiron.keras.replay.events import POLES, backward_event, forward_event
 from castiron.keras.replay.sources import lines_running
 from castiron.keras.replay.values import State, bad_along, state_of, statistics
-from castiron.training.incident import Event, Phase, TensorStatistics
+from castiron.training.incident import Event
 from castiron.training.source_lines import Line
 
-MOVES = frozenset(
+_NAMES = ("input", "other", "third", "fourth", "fifth")
+_RANDOM = frozenset(
     {
-        "BroadcastTo", "Concat", "ConcatV2", "ExpandDims", "Fill", "Gather", "GatherNd", "GatherV2",
-        "Identity", "IdentityN", "MirrorPad", "OnesLike", "Pack", "Pad", "PadV2", "Reshape",
-        "ResourceGather", "Reverse", "ReverseSequence", "ReverseV2", "Roll", "ScatterNd", "Select",
-        "SelectV2", "Slice", "Split", "SplitV", "Squeeze", "StopGradient", "StridedSlice",
-        "TensorListFromTensor", "TensorListGetItem", "TensorListSetItem", "TensorListStack",
-        "TensorScatterUpdate", "Tile", "Transpose", "Unpack", "ZerosLike", "EnsureShape", "Snapshot",
-        "PreventGradient", "Copy", "Where", "BatchToSpaceND", "SpaceToBatchND",
+        "Multinomial", "ParameterizedTruncatedNormal", "RandomGamma", "RandomPoissonV2", "RandomShuffle",
+        "RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal",
     }
 )  # fmt: skip
-"""Operations that move values and make none."""
-GATHERS = frozenset({"Gather", "GatherNd", "GatherV2", "ResourceGather", "ResourceGatherNd"})
-"""Operations that look rows up in a table."""
-_NAMES = ("input", "other", "third", "fourth", "fifth")
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a value that was there before the first operation comes from."""
-
-    kind: Literal["batch", "parameter", "buffer", "unknown"]
-    name: str
-
-
-@dataclass(slots=True, eq=False)
-class Evidence:
-    """What an operation got and gave."""
-
-    event: Event
-    operands: tuple[TensorStatistics, ...]
-    results: tuple[TensorStatistics, ...]
-    rows: list[int] | None
-    """Rows of the batch whose results are bad; None where results have no dimension of rows."""
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """An operation that ran, or the gradient of one."""
-
-    index: int
-    op: str
-    phase: Phase
-    module: str | None
-    lines: tuple[Line, ...]
-    time_index: int | None = None
-    """Time step of a recurrent layer, or turn of a loop, from 0; None where nothing came round."""
-    parents: list[Call | Origin] = field(default_factory=list)
-    """What its bad operands came from."""
-    evidence: Evidence | None = None
-    """Where it made something bad of good operands."""
-
-
-@dataclass(slots=True, eq=False)
-class _Value:
-    state: State
-    source: Call | Origin | None
+"""Operations of `tf.random` whose state is the process's."""
 
 
 class Recorder:
@@ -93,6 +45,7 @@ class Recorder:
         rows: rows of the batch.
         xla: compile the gradients of operations with poles, as in the step. Some of TensorFlow's own kernels
             for them (of sqrt, for one) say that 0 · inf is 0; XLA's formula says NaN.
+        optimizers: name → optimizer, of a step that applies its gradients itself.
     """
 
     def __init__(
@@ -103,68 +56,70 @@ class Recorder:
         rows: int | None,
         *,
         xla: bool = False,
+        optimizers: Mapping[str, Any] | None = None,
     ) -> None:
         self._xla = xla
-        self._layers = {id(layer): (path, layer) for path, layer in reversed(list(walk(model)))}
+        layers = {id(layer): (path, layer) for path, layer in reversed(list(walk(model)))}
+        self.course = Course(list(layers.values()), optimizers)
         self.rows = rows
         self.constant: Any = None
         """The first constant that was NaN."""
-        self._values: dict[int, _Value] = {}
-        self._handles: dict[int, _Value] = {}
+        self.random: dict[str, tuple[Line, ...]] = {}
+        """Operations that draw random numbers from a state that nobody can put back, with a line of each."""
+        self._values: dict[int, Value] = {}
+        self._handles: dict[int, Value] = {}
         self._handle_names: dict[int, str] = {}
         self._names: dict[int, str] = {}
         for origin, variable in variables.values():
             state = state_of(variable.read_value(), masks=origin.kind == "buffer")
-            self._handles[variable.handle._id] = _Value(state, origin)
+            self._handles[variable.handle._id] = Value(state, origin)
             self._handle_names[variable.handle._id] = origin.name
         for name, (tensor, state) in batch.items():
-            self._values[tensor._id] = _Value(state, Origin("batch", name))
+            self._values[tensor._id] = Value(state, Origin("batch", name))
             self._names[tensor._id] = name
         self._made: dict[int, Call] = {}
         self._used: dict[tuple[str, int], Call] = {}
         self._alive: list[Any] = []
-        self._stack: list[str] = []
-        self._counts: dict[str, int] = {}
-        self._steps: list[int | None] = []
         self._turns: dict[tuple[str, str | None, int], int] = {}
         self._number = 0
         self._inside = 0
-        self._model_done = False
-        self.phase: Literal["forward", "backward", "optimizer"] = "forward"
 
     # --- what is asked afterwards --------------------------------------------------------------------
 
-    def value_of(self, tensor: Any) -> _Value:
+    def value_of(self, tensor: Any) -> Value:
         """State of a tensor, and what made it."""
         if isinstance(tensor, tf.IndexedSlices):
             tensor = tensor.values
         found = self._values.get(tensor._id)
-        return found or _Value(state_of(tensor, masks=True), None)
+        return found or Value(state_of(tensor, masks=True), None)
 
-    def value_in(self, variable: Any) -> _Value:
+    def value_in(self, variable: Any) -> Value:
         """State of what stands in a variable now, and what wrote it."""
         found = self._handles.get(variable.handle._id)
-        return found or _Value(state_of(variable.read_value(), masks=True), None)
+        return found or Value(state_of(variable.read_value(), masks=True), None)
+
+    def is_bad_in(self, variable: Any) -> bool:
+        """Whether something bad was written into a variable."""
+        found = self._handles.get(variable.handle._id)
+        return found is not None and found.state is State.BAD and isinstance(found.source, Call)
 
     # --- recording -----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Within it, everything that runs eagerly in this thread is recorded."""
-        spies = [_Spy(self, path, layer) for path, layer in self._layers.values()]
         was_eager = tf.config.functions_run_eagerly()
         original = backprop._gradient_function
         tf.config.run_functions_eagerly(True)
         pywrap_tfe.TFE_Py_RegisterGradientFunction(self._gradient_of(original))
         op_callbacks.add_op_callback(self._see)
         try:
-            yield
+            with self.course.followed():
+                yield
         finally:
             op_callbacks.remove_op_callback(self._see)
             pywrap_tfe.TFE_Py_RegisterGradientFunction(original)
             tf.config.run_functions_eagerly(was_eager)
-            for spy in spies:
-                spy.remove()
 
     def _see(
         self, op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None
@@ -180,10 +135,12 @@ class Recorder:
 
     def _note(self, op: str, inputs: list[Any], outputs: list[Any]) -> None:
         self._alive += [*inputs, *outputs]  # an id must not be given twice
-        if op in ("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp"):
+        if op in ASSIGNS:
             self._assigned(op, inputs)
             return
         call = self._call(op)
+        if op in _RANDOM:
+            self.random.setdefault(op, call.lines)
         for tensor in inputs:
             if hasattr(tensor, "_id"):
                 self._used[op, tensor._id] = call
@@ -193,7 +150,7 @@ class Recorder:
             self._judge(call, op, inputs, values, out, outputs)
 
     def _judge(
-        self, call: Call, op: str, inputs: list[Any], values: list[_Value], out: Any, outputs: list[Any]
+        self, call: Call, op: str, inputs: list[Any], values: list[Value], out: Any, outputs: list[Any]
     ) -> None:
         state = state_of(out, masks=True)
         if state is State.GOOD:
@@ -202,14 +159,14 @@ class Recorder:
         masked = [v for v in values if v.state is State.MASKED]
         if bad:
             call.parents = [v.source for v in bad if v.source is not None]
-            self._values[out._id] = _Value(State.BAD, call)
+            self._values[out._id] = Value(State.BAD, call)
             return
         if op in MOVES or op == "ReadVariableOp" or (masked and state is State.MASKED):
             # An infinity that was put there is only handed on; a scalar for `Fill` is put there here.
-            self._values[out._id] = _Value(state if masked or op in MOVES else State.BAD, call)
+            self._values[out._id] = Value(state if masked or op in MOVES else State.BAD, call)
             call.parents = [v.source for v in masked if v.source is not None]
             return
-        self._values[out._id] = _Value(State.BAD, call)
+        self._values[out._id] = Value(State.BAD, call)
         if call.evidence is None:
             results = [t for t in outputs if state_of(t, masks=True) is not State.GOOD]
             self._convict(call, forward_event(op, inputs, results), inputs, results)
@@ -244,51 +201,58 @@ class Recorder:
                     return bad_along(tensor, dim)
         return None
 
-    def _read(self, tensor: Any) -> _Value:
+    def _read(self, tensor: Any) -> Value:
         if not hasattr(tensor, "_id"):
-            return _Value(State.GOOD, None)
+            return Value(State.GOOD, None)
         if tensor.dtype == tf.resource:
-            return self._handles.get(tensor._id, _Value(State.GOOD, None))
+            return self._handles.get(tensor._id, Value(State.GOOD, None))
         known = self._values.get(tensor._id)
         if known is not None:
             return known
         state = state_of(tensor, masks=True)
         if state is State.GOOD or tensor._id in self._made:
-            return _Value(state, self._made.get(tensor._id))
+            return Value(state, self._made.get(tensor._id))
         # A constant. Infinity was put there on purpose; NaN is nobody's purpose.
         if state is State.BAD and self.constant is None:
             self.constant = tensor
-        return _Value(state, Origin("unknown", "a constant"))
+        return Value(state, Origin("unknown", "a constant"))
 
     def _assigned(self, op: str, inputs: list[Any]) -> None:
-        handle, value = inputs[0], self._read(inputs[1])
-        before = self._handles.get(handle._id, _Value(State.GOOD, None))
+        handle, value = inputs[0], self._read(inputs[-1])
         if op == "AssignVariableOp":
             self._handles[handle._id] = value
-        elif value.state is State.BAD or before.state is State.BAD:
-            call = self._call(op)
-            call.parents = [v.source for v in (value, before) if v.source and v.state is State.BAD]
-            self._handles[handle._id] = _Value(State.BAD, call)
+            return
+        if not inputs[-1].dtype.is_floating:
+            return
+        before = self._handles.get(handle._id, Value(State.GOOD, None))
+        bad = [v for v in (value, before) if v.state is State.BAD]
+        after = tf.raw_ops.ReadVariableOp(resource=handle, dtype=inputs[-1].dtype)
+        if not bad and state_of(after, masks=True) is State.GOOD:
+            return
+        call = self._call(op)
+        call.parents = [v.source for v in bad if v.source]
+        if not bad:
+            self._convict(call, "overflow", [inputs[-1]], [after])
+        self._handles[handle._id] = Value(State.BAD, call)
 
     def _call(self, op: str) -> Call:
         self._number += 1
-        module = self._stack[-1] if self._stack else None
+        course = self.course
+        module = course.module
         lines, place = lines_running(3)
         turn = self._turns[op, module, place] = self._turns.get((op, module, place), -1) + 1
-        step = next((s for s in reversed(self._steps) if s is not None), turn or None)
-        return Call(
+        step = course.time_step
+        call = Call(
             self._number,
             op,
-            self._phase(module),
+            course.phase_now(),
             module,
             lines,
-            step,
+            (turn or None) if step is None else step,
+            course.optimizer,
         )
-
-    def _phase(self, module: str | None) -> Phase:
-        if self.phase != "forward":
-            return self.phase
-        return "forward" if module is not None or not self._model_done else "loss"
+        course.note(call)
+        return call
 
     # --- gradients -----------------------------------------------------------------------------------
 
@@ -307,7 +271,7 @@ class Recorder:
             try:
                 arguments = (op_name, attrs, count, inputs, outputs, out_grads, skip, scope)
                 if self._xla and str(op_name) in POLES:
-                    results = _compiled(lambda: original(*arguments))
+                    results = under_xla(lambda: original(*arguments))
                 else:
                     results = original(*arguments)
                 self._note_gradient(str(op_name), inputs, outputs, out_grads, results)
@@ -342,7 +306,7 @@ class Recorder:
         elif not causes:
             self._convict(call, backward_event(op, incoming, bad, saved), [*incoming, *saved], bad)
         for tensor in bad:
-            self._values[tensor._id] = _Value(State.BAD, call)
+            self._values[tensor._id] = Value(State.BAD, call)
 
     def _owner(self, op: str, inputs: Any, outputs: Any) -> Call | None:
         """The forward operation that a gradient belongs to."""
@@ -357,64 +321,6 @@ class Recorder:
     def _next(self) -> int:
         self._number += 1
         return self._number
-
-
-class _Spy:
-    """Tells a recorder when a layer is entered and left."""
-
-    def __init__(self, recorder: Recorder, path: str, layer: Any) -> None:
-        self._layer = layer
-        self._before = layer.__dict__.get("call")
-        call = layer.call
-        cell = hasattr(layer, "state_size") and not isinstance(layer, keras.layers.RNN)
-
-        def spied(*args: Any, **kwargs: Any) -> Any:
-            step = None
-            if cell:
-                step = recorder._counts.get(path, 0)
-                recorder._counts[path] = step + 1
-            elif isinstance(layer, keras.layers.RNN):
-                # Keras runs a cell once beforehand, to see what it gives, unless it is unrolled.
-                recorder._counts[f"{path}.cell"] = 0 if layer.unroll else -1
-            recorder._stack.append(path)
-            recorder._steps.append(None if step is None else max(step, 0))
-            try:
-                return call(*args, **kwargs)
-            finally:
-                recorder._stack.pop()
-                recorder._steps.pop()
-                if path == "":
-                    recorder._model_done = True
-
-        layer.__dict__["call"] = spied
-
-    def remove(self) -> None:
-        if self._before is None:
-            del self._layer.__dict__["call"]
-        else:
-            self._layer.__dict__["call"] = self._before
-
-
-def _compiled(run: Any) -> Any:
-    """What a function gives under XLA; None where it gives None."""
-    given: list[bool] = []
-    single: list[bool] = []
-
-    @tf.function(jit_compile=True, autograph=False)
-    def compiled() -> list[Any]:
-        results = run()
-        single[:] = [tf.is_tensor(results)]
-        results = [results] if single[0] else results
-        given[:] = [r is not None for r in results]
-        return [tf.convert_to_tensor(r) for r in results if r is not None]
-
-    tf.config.run_functions_eagerly(False)
-    try:
-        found = iter(compiled())
-    finally:
-        tf.config.run_functions_eagerly(True)
-    gave = [next(found) if there else None for there in given]
-    return gave[0] if single[0] else gave
 
 
 def _eager(tree: Any) -> list[Any]:

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from castiron.diagnostics import Finding
-from castiron.keras.audit.checks import casts, compute, integers, islands, outputs, promotion
+from castiron.keras.audit.checks import cancellation, casts, compute, integers, islands, outputs, promotion
 from castiron.keras.audit.context import Context
 
-CHECKS = (promotion.check, compute.check, casts.check, islands.check, integers.check, outputs.check)
+CHECKS = (
+    promotion.check,
+    compute.check,
+    casts.check,
+    islands.check,
+    integers.check,
+    outputs.check,
+    cancellation.check,
+)
 
 
 def findings(context: Context) -> Iterator[Finding]:
