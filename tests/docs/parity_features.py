@@ -224,7 +224,21 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
         (
             "again while training (`audit.every`)",
             t("lightning/test_auditing.py::test_a_departure_that_comes_late_is_reported_once"),
-            no("the compiled step of a recipe has one signature: what was audited is what runs to the end"),
+            t(
+                "keras/audit/test_keras_continuous.py::test_a_recipe_whose_compiled_step_departs_from_the_audited_one"
+            ),
+        ),
+        (
+            "again when a step is compiled anew",
+            no("one real step in so many is looked at instead; under `trainer.compile` none"),
+            t(
+                "keras/audit/test_keras_continuous.py::test_a_departure_that_comes_with_a_later_graph_is_told_once"
+            ),
+        ),
+        (
+            "in a loop of the framework's own, not a recipe's",
+            no("castiron.lightning.Trainer audits nothing by itself; `castiron.audit` is called by hand"),
+            t("keras/audit/test_keras_continuous.py::test_strict_stops_fit_before_the_first_step"),
         ),
         (
             "evaluation beside training",
@@ -314,7 +328,7 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
         ),
         (
             "char-lm and seq2seq-attention",
-            t("recipes/char_lm/test_char_lm.py::test_it_trains_under_every_preset"),
+            t("recipes/test_presets.py::test_it_trains"),
             no("not yet: their models are written in PyTorch alone"),
         ),
         (

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from castiron.keras.audit.api import audit
+from castiron.keras.audit.continuous import Observer
 from castiron.keras.audit.spec import example
 from castiron.keras.loaders import TensorLoader
 from castiron.keras.loss import to_loss_dtype
@@ -53,7 +54,8 @@ def first_batch(loader: TensorLoader) -> Mapping[str, Any]:
 
 
 def audit_before_training(job: Job, module: RecipeModel, loader: TensorLoader) -> None:
-    """Write `audit.json`; tell what was found, and stop there where the policy is strict.
+    """Write `audit.json`; tell what was found, and stop there where the policy is strict. Where it says
+    `audit.every`, the module is looked at from here on.
 
     Raises:
         AuditError: something of severity error was found, and `audit.level` is strict.
@@ -67,3 +69,17 @@ def audit_before_training(job: Job, module: RecipeModel, loader: TensorLoader) -
         report.check()
     if shown := [f for f in report.findings if f.severity != "info"]:
         job.reporter.findings(shown)
+    if enforce.every is not None:
+        module.observer = Observer(module.model, lambda: module.plan, report)
+
+
+def audit_after_a_step(job: Job, module: RecipeModel, step: int) -> None:
+    """Tell what was found in training for the first time, after so many steps."""
+    if module.observer is not None and (found := module.observer.after(step)):
+        job.reporter.findings(found)
+
+
+def audit_is_over(job: Job, module: RecipeModel) -> None:
+    """Write into `audit.json` what was found since training began."""
+    if module.observer is not None and module.observer.report is not None:
+        job.run.write_text(AUDIT, module.observer.report.to_json())

@@ -18,6 +18,8 @@ from keras.src.losses.loss import unscale_loss_for_distribution
 
 from castiron.diagnostics import Finding
 from castiron.keras.arguments import cast_argument, cast_data, declared
+from castiron.keras.audit.continuous import Observer
+from castiron.keras.audit.records import Step
 from castiron.keras.capability import device_capability
 from castiron.keras.compiled import ITERATORS, compiled_step
 from castiron.keras.custom_step import CustomStep, check_custom, check_model
@@ -34,8 +36,11 @@ from castiron.keras.snapshot import Snapshot, volatile_variables
 from castiron.keras.step import StepCore, check_watch
 from castiron.keras.updates import Updates
 from castiron.policy import Plan, PrecisionPolicy, resolve
+from castiron.training.audit import FILE as AUDIT
+from castiron.training.audit import AuditReport
 from castiron.training.incident import Incident
 from castiron.training.responses import Responses, promoted
+from castiron.training.writing import write_text
 
 _REPLACED = (
     "compile",
@@ -71,13 +76,18 @@ def enforce(
     where what it leaves is not finite; replay runs it whole too, and names what is to blame all
     the same. Under a `tf.distribute` strategy all replicas decide as one.
 
+    The audit reads the graph of each step as it is compiled, and again where it is compiled anew: under
+    `enforce.level: strict` the first one stops before it runs where something of severity error is in it;
+    what comes later is told in `model.castiron.findings`. `model.castiron.audit` is the report.
+
     Args:
         model: built: called once, or with an `Input`.
         policy: a policy, a preset's name, a short string, or a mapping.
         device: what the plan is held against.
         incidents: a folder; each held step is written there as `step-N/`.
         health: True measures the first step and every `health.every`-th, and `model.castiron.findings` has
-            the advice; a folder: what `fit` measured is kept there as well; False: nothing is measured. A
+            the advice; a folder: what `fit` measured is kept there as well, and the audit's certificate,
+            `audit.json`; False: nothing is measured. A
             `train_step` of the model's own and replicas are not measured.
         seed: of stochastic rounding.
 
@@ -132,6 +142,7 @@ class Enforcement:
         self._kept_in = health
         self.health: LoopHealth | None = None
         """What is measured, where something is."""
+        self._observer = None if policy.enforce.level == "off" else self._observing()
         self._core: StepCore | None = None
         self._held: HeldSteps | None = None
         self._custom: CustomStep | None = None
@@ -139,6 +150,9 @@ class Enforcement:
         model.__dict__["castiron"] = self
         for name in _REPLACED:
             model.__dict__[name] = getattr(self, f"_{name}")
+        if self._observer is not None and self.replicas.count == 1:
+            model.__dict__["test_step"] = self._looked_at("evaluation", model.test_step)
+            model.__dict__["predict_step"] = self._looked_at("inference", model.predict_step)
         if model.compiled:
             self._prepare()
 
@@ -158,6 +172,12 @@ class Enforcement:
         """The records of the held steps that were replayed."""
         return self._held.incidents if self._held else []
 
+    @property
+    def audit(self) -> AuditReport | None:
+        """What the audit found in the graphs that were compiled so far; None before the first, and where the
+        policy says `off`."""
+        return None if self._observer is None else self._observer.report
+
     # --- in place of the model's own ---------------------------------------------------------------
 
     def _compile(self, *args: Any, **kwargs: Any) -> None:
@@ -175,7 +195,11 @@ class Enforcement:
         if self.health is None or isinstance(folder, bool):
             return self._run("fit", x, y, *args, **kwargs)
         with self.health.kept_in(folder, self.committed):
-            return self._run("fit", x, y, *args, **kwargs)
+            try:
+                return self._run("fit", x, y, *args, **kwargs)
+            finally:
+                if self.audit is not None:
+                    write_text(Path(folder) / AUDIT, self.audit.to_json())
 
     def _evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         return self._run("evaluate", x, y, *args, **kwargs)
@@ -203,7 +227,11 @@ class Enforcement:
         if kwargs.get("sample_weight") is not None:
             kwargs["sample_weight"] = cast_argument(self.policy, kwargs["sample_weight"], "sample_weight")
         with declared(self.policy):
-            return self._own[name](cast_argument(self.policy, x, "x"), *args, **kwargs)
+            try:
+                return self._own[name](cast_argument(self.policy, x, "x"), *args, **kwargs)
+            finally:
+                if self._observer is not None:
+                    self.findings += self._observer.take()
 
     # --- the step ----------------------------------------------------------------------------------
 
@@ -266,6 +294,7 @@ class Enforcement:
         if self.replicas.count > 1:
             alone = own
             own = lambda data, _: strategy.run(lambda d: alone(d, None), args=(data,))  # noqa: E731
+        own = self._looked_at("training", own)
         steps: dict[Watch | None, tuple[Any, Any]] = {None: compiled_step(model, own, None)}
 
         def train(iterator: Any) -> Any:
@@ -288,6 +317,8 @@ class Enforcement:
                     break
                 if bool(first_of(found["committed"])):
                     self.committed += 1
+                    if self._observer is not None:
+                        self.findings += self._observer.after(self.committed)
                     if self.health is not None and watch is not None:
                         self.health.committed(watch, found["health"], self.committed, rate, self.held)
                     if self._points is not None:
@@ -301,6 +332,21 @@ class Enforcement:
             return logs
 
         return train
+
+    def _observing(self) -> Observer:
+        eager = not self.custom and self.replicas.count == 1
+        return Observer(self._model, lambda: self.plan, eager=eager)
+
+    def _looked_at(self, step: Step, function: Any) -> Any:
+        """A step whose graph the audit reads."""
+        observer = self._observer
+        if observer is None:
+            return function
+
+        def traced(data: Any, *more: Any) -> Any:
+            return observer.traced(step, function, data, *more)
+
+        return traced
 
     def _watch(self, core: StepCore) -> tuple[Watch | None, float]:
         """How the next step is looked at, and its learning rate, where it is."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from castiron.diagnostics import Finding
+from castiron.keras.audit.continuous import Observer
+from castiron.keras.audit.records import Step
 from castiron.keras.averaging import WeightAverage
 from castiron.keras.capability import device_capability
 from castiron.keras.health.watch import Watch
@@ -46,6 +48,8 @@ class RecipeModel:
         self.metrics = dict(recipe.metrics())
         self._evaluating: Any = None
         self._predicting: Any = None
+        self.observer: Observer | None = None
+        """The audit while training, where there is one."""
         self.results: dict[str, float] = {}
         """Metrics of the last evaluation, by name; `loss` among them."""
 
@@ -124,13 +128,16 @@ class RecipeModel:
                 }
 
             self._steps[key] = tf.function(
-                run,
+                lambda given: self._observed("training", run, given),
                 input_signature=[[signature(dict(b)) for b in batches]],
                 jit_compile=self.core.jit_compile or None,
                 autograph=False,
             )
         found: dict[str, Any] = self._steps[key](list(batches))
         return found
+
+    def _observed(self, step: Step, function: Callable[[Any], Any], data: Any) -> Any:
+        return function(data) if self.observer is None else self.observer.traced(step, function, data)
 
     def _committed(self, seen: Any) -> None:
         if self.average is not None:
@@ -146,7 +153,9 @@ class RecipeModel:
         for batch in loader:
             if self._evaluating is None:
                 self._evaluating = tf.function(
-                    self._evaluate, input_signature=[signature(batch)], autograph=False
+                    lambda b: self._observed("evaluation", self._evaluate, b),
+                    input_signature=[signature(batch)],
+                    autograph=False,
                 )
             losses.append(self._evaluating(batch))
             rows.append(int(batch["row"].shape[0]))
@@ -172,5 +181,9 @@ class RecipeModel:
     def predict(self, batch: dict[str, Any]) -> np.ndarray:
         """The outputs for a batch, as float32."""
         if self._predicting is None:
-            self._predicting = tf.function(self._outputs, input_signature=[signature(batch)], autograph=False)
+            self._predicting = tf.function(
+                lambda b: self._observed("inference", self._outputs, b),
+                input_signature=[signature(batch)],
+                autograph=False,
+            )
         return np.asarray(tf.cast(self._predicting(batch), tf.float32).numpy())

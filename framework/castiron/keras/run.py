@@ -12,7 +12,7 @@ from typing import Any
 from castiron.diagnostics import NumericIncident
 from castiron.health.writer import EventWriter
 from castiron.keras import checkpoints
-from castiron.keras.auditing import audit_before_training
+from castiron.keras.auditing import audit_after_a_step, audit_before_training, audit_is_over
 from castiron.keras.held import HeldSteps
 from castiron.keras.loaders import TensorLoader
 from castiron.keras.measuring import Measuring
@@ -114,6 +114,7 @@ class TrainingRun:
             if self._points is not None:
                 self._points.clear()
             self._health.close()
+            audit_is_over(job, module)
             job.reporter.end()
             writer.flush()
         duration = time.perf_counter() - started
@@ -190,6 +191,7 @@ class TrainingRun:
         rows = sum(int(b["row"].shape[0]) for b in batches)
         if bool(found["committed"]):
             recorder.committed(float(found["loss"]), rows, len(batches))
+            audit_after_a_step(self._job, module, recorder.step)
             if health is not None:
                 self._health.committed(health, found["health"], recorder.step, recorder.held)
             return

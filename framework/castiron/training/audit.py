@@ -216,6 +216,11 @@ def merge(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(by_severity(merged.values()))
 
 
+def key(f: Finding) -> tuple[Any, ...]:
+    """By which a finding is known again: its code and place."""
+    return f.code, f.place.file, f.place.line, f.place.op, f.place.module if f.place.file is None else None
+
+
 def _finding(record: Mapping[str, Any]) -> Finding:
     given = dict(record)
     given["place"] = Place(**given.get("place", {}))

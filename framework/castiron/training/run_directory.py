@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from castiron.data.files import odd_kind, written_atomically
+from castiron.data.files import append_whole, odd_kind, written_atomically
 from castiron.diagnostics import Place, RunError, finding
 from castiron.training.suggestions import did_you_mean, near
-from castiron.training.writing import finite, written
+from castiron.training.writing import finite, write_text, written
 
 if TYPE_CHECKING:
     from castiron.training.backend import Outcome
@@ -48,7 +50,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._metrics: IO[str] | None = None
+        self._metrics: BinaryIO | None = None
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"
@@ -187,10 +189,7 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a file whole: under a temporary name, synced, then renamed."""
-        path = self.path / name
-        with written(path), written_atomically(path) as file:
-            file.write(text.encode("utf-8"))
-        return path
+        return write_text(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file whole. NaN and infinities are written as null: JSON has none."""
@@ -265,8 +264,11 @@ class RunDirectory:
         """Append a row to `metrics.jsonl`. It is in the file when this returns, unless the machine fails."""
         with written(self.path / METRICS):
             if self._metrics is None:
-                self._metrics = open(self.path / METRICS, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-            self._metrics.write(json.dumps(finite(row), default=float, allow_nan=False) + "\n")
+                self._metrics = open(self.path / METRICS, "ab", buffering=0)  # noqa: SIM115
+            if not os.fstat(self._metrics.fileno()).st_nlink:
+                raise OSError(errno.ENOENT, "it was removed")  # rows would go nowhere
+            line = json.dumps(finite(row), default=float, allow_nan=False) + "\n"
+            append_whole(self._metrics, line.encode("utf-8"))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`; a torn last line (of a killed run) is passed over."""

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from castiron.data.files import written_atomically
 from castiron.diagnostics import Place, RunError, finding
 
 
@@ -37,6 +38,17 @@ def written(path: Path) -> Iterator[None]:
         }.get(e.errno or 0, e.strerror or str(e))
         message = f"The file cannot be written: {reason}."
         raise RunError(finding("X819", message, place=Place(file=str(path)))) from e
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file whole: under a temporary name, synced, then renamed.
+
+    Raises:
+        RunError: it cannot be written (X819).
+    """
+    with written(path), written_atomically(path) as file:
+        file.write(text.encode("utf-8"))
+    return path
 
 
 def finite(value: Any) -> Any:

@@ -15,17 +15,17 @@ from castiron.diagnostics import DataError, Finding, Place, finding
 from castiron.keras.audit.checks import findings as check_trace
 from castiron.keras.audit.checks import model as checks_of_model
 from castiron.keras.audit.checks import optimizer as optimizers
-from castiron.keras.audit.context import Context
+from castiron.keras.audit.context import Context, counted
 from castiron.keras.audit.errors import explain
 from castiron.keras.audit.kept import under
-from castiron.keras.audit.kernels import FREE, PRODUCTS
-from castiron.keras.audit.records import Op, Trace
+from castiron.keras.audit.kernels import PRODUCTS
+from castiron.keras.audit.records import Trace
 from castiron.keras.audit.tracing import Loss, ModelCall, Traced, default_call, trace
 from castiron.keras.inputs import cast_inputs
 from castiron.keras.loss import to_loss_dtype
 from castiron.keras.modules import describe, walk
 from castiron.policy import Plan, PrecisionPolicy, resolve
-from castiron.training.audit import AuditReport, merge, tally
+from castiron.training.audit import AuditReport, key, merge, tally
 from castiron.training.audit_waivers import judge
 
 
@@ -100,16 +100,16 @@ def audit(
                 found.extend(optimizers.check(optimizer, model.trainable_variables, declared))
     found.extend(_about_the_trace(traced))
     kept, waived = judge(found, declared.enforce)
-    counted = [op for op in _training(traced).ops if is_counted(op)]
+    ops = counted(_training(traced))
     return AuditReport(
         policy=str(declared),
         policy_hash=declared.hash(),
         device="cuda" if tf.config.list_logical_devices("GPU") else "cpu",
         level=declared.enforce.level,
         traced="graph" if traced.traces else "none",
-        operations=len(counted),
+        operations=len(ops),
         layers=len(plan.layers()),
-        formats=tally(op.record() for op in counted),
+        formats=tally(op.record() for op in ops),
         findings=merge(kept),
         waived=merge(waived),
         seconds=time.perf_counter() - started,
@@ -125,11 +125,6 @@ def assert_precision(model: Any, batch: Any, policy: Any = None, **arguments: An
     return audit(model, batch, policy, **arguments).check()
 
 
-def is_counted(op: Op) -> bool:
-    """Whether an operation computes, and does not only move numbers."""
-    return op.name not in FREE and any(v.dtype not in ("resource", "variant") for v in op.results)
-
-
 def _training(traced: Traced) -> Trace:
     return traced.traces.get("training", Trace())
 
@@ -140,8 +135,8 @@ def _of_steps(traced: Traced, plan: Plan, model: Any, as_is: bool) -> list[Findi
     found: list[Finding] = []
     seen: set[Any] = set()
     for step, one in traced.traces.items():
-        new = [f for f in check_trace(Context(one, plan, layers, as_is=as_is)) if _key(f) not in seen]
-        seen.update(_key(f) for f in new)
+        new = [f for f in check_trace(Context(one, plan, layers, as_is=as_is)) if key(f) not in seen]
+        seen.update(key(f) for f in new)
         for f in new:
             if step != "training":
                 f.evidence["step"] = step  # type: ignore[index]
@@ -149,11 +144,6 @@ def _of_steps(traced: Traced, plan: Plan, model: Any, as_is: bool) -> list[Findi
     if traced.failure is not None:
         found.append(explain(traced.failure, layers))
     return found
-
-
-def _key(f: Finding) -> Any:
-    place = f.place
-    return (f.code, place.file, place.line, place.op, place.module if place.file is None else None)
 
 
 def _prepared(batch: Any, policy: PrecisionPolicy, as_is: bool) -> Any:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from castiron.diagnostics import Place
-from castiron.keras.audit.kernels import CASTS, HANDS_ON, ISLANDS, PROMOTES
+from castiron.keras.audit.kernels import CASTS, FREE, HANDS_ON, ISLANDS, PROMOTES
 from castiron.keras.audit.records import Call, Op, Trace, Value
 from castiron.keras.dtypes import tensorflow_name
 from castiron.policy import Plan, PlanRow, PrecisionPolicy
@@ -141,6 +141,15 @@ def cast_kind(call: Call) -> CastKind:
     if call.name in CASTS:
         return "user"
     return "promotion" if call.name in PROMOTES else "framework"
+
+
+def counted(trace: Trace) -> list[Op]:
+    """Operations that compute, and do not only move numbers."""
+    return [
+        op
+        for op in trace.of("forward", "loss", "backward")
+        if op.name not in FREE and any(v.dtype not in ("resource", "variant") for v in op.results)
+    ]
 
 
 def maker_past_moves(value: Value) -> Op | None:

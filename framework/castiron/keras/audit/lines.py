@@ -14,7 +14,10 @@ from castiron.training.source_lines import Line
 _Kind = Literal["user", "tensorflow", "operation", "variable", "layer", "own", "neutral", "edge"]
 _OWN = os.path.dirname(castiron.__file__) + os.sep
 _STANDARD = sysconfig.get_path("stdlib")
-_EDGE = os.path.join("keras", "audit", "tracing.py")
+_EDGES = tuple(os.path.join("keras", "audit", name) for name in ("tracing.py", "continuous.py"))
+_APART = ("replay", "health", "audit", "guard.py", "step.py", "snapshot.py", "scaling.py", "updates.py",
+          "averaging.py", "custom_step.py", "replicas.py", "rounding.py")  # fmt: skip
+"""What of castiron's works beside the model in a step's graph."""
 _WRAPPERS = frozenset((
     "error_handler", "op_dispatch_handler", "wrapper", "__call__", "call", "<lambda>", "wrapped_func",
     "binary_op_wrapper", "r_binary_op_wrapper", "tf_convert", "_call_fn", "_dispatch", "symbolic_call",
@@ -41,6 +44,22 @@ def call_of(node: Any) -> Call:
     return Call(name.rstrip("_").removesuffix("_v2"), tuple(lines), by_user and bool(lines), variable)
 
 
+def is_apart(node: Any) -> bool:
+    """Whether an operation is a metric's, an optimizer's or castiron's own: beside the model."""
+    for frame in reversed(list(node.traceback)):
+        kind = _kind(frame.filename)
+        if kind == "own":
+            name = frame.filename[len(_OWN) :].partition("keras" + os.sep)[2]
+            return bool(name.startswith(_APART))
+        if kind == "layer":
+            below = frame.filename.replace(os.sep, "/").rpartition("/keras/src/")[2]
+            if below.startswith(("optimizers/", "metrics/")):
+                return True
+        if kind in ("user", "edge", "layer"):
+            return False
+    return False
+
+
 def lines_of(error: BaseException) -> tuple[Line, ...]:
     """The user's lines in an error's traceback, innermost first; of what it was raised from, where it has
     none."""
@@ -61,7 +80,7 @@ def lines_of(error: BaseException) -> tuple[Line, ...]:
 @functools.cache
 def _kind(file: str) -> _Kind:
     if file.startswith(_OWN):
-        return "edge" if file.endswith(_EDGE) else "own"
+        return "edge" if file.endswith(_EDGES) else "own"
     parts = file.replace(os.sep, "/")
     if "/tensorflow/" in parts:
         return "tensorflow"

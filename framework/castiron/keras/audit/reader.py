@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,11 @@ import tensorflow as tf
 
 from castiron.keras.audit.flops import count
 from castiron.keras.audit.lines import call_of
-from castiron.keras.audit.records import LayerOutput, Op, Origin, Trace, Value
+from castiron.keras.audit.records import Call, LayerOutput, Op, Origin, Trace, Value
 from castiron.keras.audit.scopes import Scopes
 from castiron.keras.dtypes import dtype_name
 
+_NOBODY = Call("", (), False)
 _SKIPPED = frozenset(("Placeholder", "NoOp", "Assert"))
 
 
@@ -22,11 +23,17 @@ class Reader:
 
     Args:
         variables: id of a variable's handle → what it is.
-        constants: id of an eager tensor that the step captures → what it is.
+        apart: whether an operation is none of the model's, its loss's or its gradients': told as the
+            optimizer's.
     """
 
-    def __init__(self, scopes: Scopes, variables: Mapping[int, Origin]) -> None:
-        self._scopes, self._variables = scopes, variables
+    def __init__(
+        self,
+        scopes: Scopes,
+        variables: Mapping[int, Origin],
+        apart: Callable[[Any], bool] = lambda node: False,
+    ) -> None:
+        self._scopes, self._variables, self._apart = scopes, variables, apart
         self._values: dict[tuple[int, str], Value] = {}
         self._by_name: dict[str, Op] = {}
         self._graphs: list[Any] = []
@@ -92,6 +99,9 @@ class Reader:
         name = node.name
         phase = self._scopes.phase(name)
         module = self._scopes.module(name)
+        within = around is not None and around.phase == "optimizer"
+        if within or (phase != "backward" and self._apart(node)):
+            phase = "optimizer"
         if around is not None:
             phase = around.phase if phase == "forward" else phase
             module = module if module is not None else around.module
@@ -101,7 +111,7 @@ class Reader:
             name=node.type,
             phase=phase,
             module=module,
-            call=call_of(node),
+            call=_NOBODY if phase == "optimizer" else call_of(node),
             operands=operands,
             results=[],
             times=times,

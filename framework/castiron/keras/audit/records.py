@@ -11,6 +11,9 @@ from castiron.training.audit import OpRecord, Phase, TensorFormat
 from castiron.training.incident import Source
 from castiron.training.source_lines import Line, source
 
+Step = Literal["training", "evaluation", "inference"]
+"""What a graph is of."""
+
 
 class Origin(NamedTuple):
     """What a tensor is that was there before the first operation."""
@@ -146,7 +149,7 @@ class Trace:
     """What the model gave."""
     loss: Value | None = None
     batch_size: int | None = None
-    step: Literal["training", "evaluation"] = "training"
+    step: Step = "training"
 
     def of(self, *phases: Phase) -> Iterator[Op]:
         """Operations of these phases, in order."""

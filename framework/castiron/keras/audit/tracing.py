@@ -4,20 +4,19 @@ evaluation step without its loss."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from castiron.keras.audit.reader import Reader
-from castiron.keras.audit.records import Origin, Trace
+from castiron.keras.audit.records import Origin, Step, Trace
 from castiron.keras.audit.scopes import Scopes
 from castiron.keras.modules import own_variables, variables, walk
 
-Step = Literal["training", "evaluation"]
 ModelCall = Callable[[Any, Any, bool], Any]
 """(model, batch, training) → outputs."""
 Loss = Callable[[Any, Any], Any]
@@ -42,7 +41,7 @@ def trace(model: Any, batch: Any, loss: Loss | None, call: ModelCall) -> Traced:
     done = Traced(has_loss=loss is not None)
     leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(batch)]
     names = batch_names(batch)
-    origins = _origins(model)
+    origins = origins_of(model)
     for step in _STEPS:
         scopes = Scopes(model)
         built: dict[str, Any] = {}
@@ -64,7 +63,7 @@ def trace(model: Any, batch: Any, loss: Loss | None, call: ModelCall) -> Traced:
         }
         found = reader.read(concrete.graph, given)
         found.step = step
-        found.batch_size = _batch_size(leaves)
+        found.batch_size = batch_size(leaves)
         found.results = [v for t in built["outputs"] if (v := reader.value(t)) is not None]
         if built.get("loss") is not None:
             found.loss = reader.value(built["loss"])
@@ -136,15 +135,16 @@ _STEPS: dict[Step, Callable[..., Any]] = {"training": _training, "evaluation": _
 # --- parts ---------------------------------------------------------------------------------------------
 
 
-def _origins(model: Any) -> dict[int, Origin]:
+def origins_of(model: Any) -> dict[int, Origin]:
     """id of each variable's handle → its name. (The handle that a graph captures is the very object.)"""
     kinds = {id(v): "parameter" for _, layer in walk(model) for v in own_variables(layer)[0]}
     found: dict[int, Origin] = {}
     for name, variable in variables(model).items():
         kind = kinds.get(id(variable), "buffer")
         origin = Origin(kind, name)  # type: ignore[arg-type]
-        handle = variable._value.handle
-        found[id(handle)] = found[handle._id] = origin
+        for part in getattr(variable._value, "values", None) or (variable._value,):  # of each replica
+            handle = part.handle
+            found[id(handle)] = found[handle._id] = origin
     return found
 
 
@@ -175,6 +175,7 @@ def _maximum(tensor: Any) -> float | None:
     return float(np.abs(tensor.numpy().astype(np.float64)).max())
 
 
-def _batch_size(leaves: list[Any]) -> int | None:
-    sizes = [int(t.shape[0]) for t in leaves if t.shape.rank]
-    return sizes[0] if sizes else None
+def batch_size(leaves: Sequence[Any]) -> int | None:
+    """Length of the first axis of a batch; None where a graph leaves it open."""
+    sizes = [t.shape[0] for t in leaves if tf.is_tensor(t) and t.shape.rank]
+    return None if not sizes or sizes[0] is None else int(sizes[0])

@@ -16,7 +16,7 @@ from castiron.torch.audit.recorder import Recorder
 from castiron.torch.audit.records import Origin
 from castiron.torch.audit.tracer import batch_size, leaf_names, leaves
 from castiron.torch.precision import model_device
-from castiron.training.audit import AuditReport, merge
+from castiron.training.audit import AuditReport, key, merge
 from castiron.training.audit_waivers import judge
 
 
@@ -35,7 +35,7 @@ class Observer:
         self._paths: dict[nn.Module, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             self._paths.setdefault(module, path)
-        self._seen = {_key(f) for f in (*report.findings, *report.waived)}
+        self._seen = {key(f) for f in (*report.findings, *report.waived)}
         self._recorder: Recorder | None = None
         self._done: tuple[Recorder, int] | None = None
 
@@ -72,9 +72,9 @@ class Observer:
         self._done = None
         context = Context(recorder.trace, self._plan, device=model_device(self._model))
         kept, waived = judge(check_trace(context), self._plan.policy.enforce)
-        new = [f for f in merge(kept) if _key(f) not in self._seen]
-        quiet = [f for f in merge(waived) if _key(f) not in self._seen]
-        self._seen.update(_key(f) for f in (*new, *quiet))
+        new = [f for f in merge(kept) if key(f) not in self._seen]
+        quiet = [f for f in merge(waived) if key(f) not in self._seen]
+        self._seen.update(key(f) for f in (*new, *quiet))
         self.report = self.report.model_copy(
             update={
                 "steps": (*self.report.steps, step),
@@ -83,7 +83,3 @@ class Observer:
             }
         )
         return [f for f in new if f.severity != "info"]
-
-
-def _key(f: Finding) -> tuple[Any, ...]:
-    return f.code, f.place.file, f.place.line, f.place.op, f.place.module if f.place.file is None else None

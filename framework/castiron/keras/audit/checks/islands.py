@@ -45,7 +45,7 @@ def _island(context: Context, op: Op) -> Iterator[Finding]:
         return  # a layer rule says so
     if kind == "reductions" and _terms(op) <= _SMALL_SUM:
         return
-    if op.name in ("Sum", "Mean") and _along_the_last_axis(op):
+    if op.name in ("Sum", "Mean") and along_the_last_axis(op):
         return  # carried in float32 within the kernel
     wide = "float32" if kind == "loss" else getattr(context.policy.islands, kind)
     yield finding(
@@ -66,7 +66,7 @@ def _terms(op: Op) -> int:
     return before // max(after, 1)
 
 
-def _along_the_last_axis(op: Op) -> bool:
+def along_the_last_axis(op: Op) -> bool:
     """Whether a sum runs over the last axis alone, or over all: there float16 is carried in float32."""
     axes = tf.get_static_value(op.node.inputs[1])
     rank = len(op.operands[0].shape)

@@ -16,7 +16,7 @@ from castiron.policy import Plan, PrecisionPolicy
 
 def check(model: Any, plan: Plan, *, as_is: bool) -> Iterator[Finding]:
     """A model as it was given, before the plan is applied."""
-    yield from _floatx(plan.policy)
+    yield from check_floatx(plan.policy)
     yield from _halves(model, as_is)
     yield from _built_otherwise(model, as_is)
     if as_is:
@@ -43,7 +43,8 @@ def unscaled(computes_float16: bool, optimizer: Any) -> Iterator[Finding]:
     )
 
 
-def _floatx(policy: PrecisionPolicy) -> Iterator[Finding]:
+def check_floatx(policy: PrecisionPolicy) -> Iterator[Finding]:
+    """Whether what is made without a dtype is made as declared."""
     floatx = keras.config.floatx()
     wide = "float64" in (policy.param, policy.loss)
     expected = "float64" if wide else "float32"
