@@ -242,3 +242,12 @@ def test_a_recurrent_state_is_held_too() -> None:
         x[1, 2, 0] = np.inf
         assert not step(loss_of, {"x": x}).committed
         assert state(model, step) == before
+
+
+def test_an_incident_that_cannot_be_stored_is_told_and_ends_nothing(tmp_path: Any) -> None:
+    (tmp_path / "a file").write_text("")
+    model = network()
+    with transaction(model, keras.optimizers.Adam(0.1), HOLD, incidents=tmp_path / "a file") as step:
+        told = step(mse(model), {"x": BAD, "y": Y}).finding
+        assert step(mse(model), {"x": X, "y": Y}).committed
+    assert "The incident is not stored: A file stands where a folder is to be made." in str(told)

@@ -400,3 +400,14 @@ def test_the_guard_serves_a_plain_lightning_trainer(tmp_path: Path) -> None:
     trainer.fit(module, Batches({1: NAN}))
     assert trainer.global_step == 6
     assert all(bool(t.isfinite().all()) for t in module.state_dict().values() if t.is_floating_point())
+
+
+def test_an_incident_that_cannot_be_stored_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "incidents").write_text("a file where the folder should be")
+    _, trainer, _ = fit(Batches({3: NAN}), tmp_path, guard=HOLD)
+    assert trainer.global_step == 6
+    guard = guard_of(trainer)
+    assert guard.incidents == []
+    (told,) = guard.findings
+    assert "The incident is not stored: " in str(told)
+    assert str(tmp_path / "incidents") in str(told)

@@ -281,6 +281,18 @@ def test_the_record_says_what_was_seen_and_is_written(tmp_path: Path) -> None:
     assert [r["row"] for r in record["rows"]] == [7]
 
 
+def test_an_incident_that_cannot_be_stored_hides_nothing(tmp_path: Path) -> None:
+    good = good_batches()
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(NumericIncident) as error:
+        Run([(good[0],), (broken(good[1]),)], incidents=tmp_path / "a file" / "incidents")
+    assert error.value.path is None
+    assert error.value.incident is not None
+    assert "The incident is not stored: The file cannot be written: a part of the path is a file." in str(
+        error.value
+    )
+
+
 def test_the_budget_of_held_steps_ends() -> None:
     good = good_batches()
     policy = {"guard": {"response": "hold", "budget": {"holds": 2, "window": 100}}}

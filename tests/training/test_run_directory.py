@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -104,6 +106,35 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     )
     assert run.read_json("plan.json") == {"a": 1}
     assert sorted(p.name for p in run.path.iterdir()) == ["checkpoints", "config.yaml", "plan.json"]
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path):
+    """A limit on the size of files, in a process of its own: the system writes a part, then refuses."""
+    run = made(tmp_path)
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from castiron.training import RunDirectory\n"
+        "from castiron.diagnostics import RunError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); run = RunDirectory(Path(sys.argv[1]))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
+        "try:\n    for step in range(9): run.log_metrics({'step': step, 'loss': 0.123456789})\n"
+        "except RunError as e: print(e)\n"
+        "run.close()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run.path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("X819 The file cannot be written: File too large. At ")
+    content = (run.path / "metrics.jsonl").read_bytes()
+    assert content.endswith(b"}\n")
+    assert [row["step"] for row in run.metrics()] == [0, 1, 2]
+
+
+def test_rows_of_a_file_that_was_removed_are_not_lost_silently(tmp_path):
+    run = made(tmp_path)
+    run.log_metrics({"step": 1})
+    (run.path / "metrics.jsonl").unlink()
+    assert said(lambda: run.log_metrics({"step": 2})).startswith("X819 The file cannot be written: ")
+    run.close()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -29,6 +30,24 @@ def written_atomically(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
+        raise
+
+
+def append_whole(file: BinaryIO, data: bytes) -> None:
+    """Write all of it at the end of an unbuffered file, or nothing: a reader never meets a part.
+
+    Raises:
+        OSError: it cannot be written; what there was of it is cut off again, as far as that can be done.
+    """
+    end = file.tell()
+    rest = memoryview(data)
+    try:
+        while len(rest):
+            rest = rest[file.write(rest) or 0 :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(end)
+            file.seek(end)
         raise
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from castiron.data.files import append_whole
 from castiron.diagnostics import Finding, Place
 from castiron.health import drawing, figures, tags
 from castiron.health.dynamics import growth
@@ -18,6 +18,7 @@ from castiron.health.snapshot import KINDS, Kind, Snapshot, headroom
 from castiron.health.statistics import WHAT_IF
 from castiron.health.table import HealthTable
 from castiron.health.writer import EventWriter
+from castiron.health.writing import Closing, Tell, Unwritable
 
 ADVICE = "health.jsonl"
 """What was said in a run: a finding a line, with the step `at` which."""
@@ -44,15 +45,16 @@ def read_advice(folder: str | Path) -> list[tuple[int, Finding]]:
     return found
 
 
-class HealthRecorder:
+class HealthRecorder(Closing):
     """Writes snapshots. Use it as a context manager, or `close()` it: figures of the whole run come at the
-    end.
+    end. A disk that is full, or a folder that is gone, is told once, and does not end a training.
 
     Args:
         folder: of the run.
         writer: TensorBoard's events.
         logs: told a few figures of each snapshot as well.
         resumed_at: last step that training goes on from.
+        on_problem: told what cannot be written, once for each file; by default a `RuntimeWarning`.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class HealthRecorder:
         *,
         logs: Sequence[ScalarLog] = (),
         resumed_at: int | None = None,
+        on_problem: Tell | None = None,
     ) -> None:
+        self._unwritable = Unwritable(on_problem)
         self._logs = tuple(logs)
         self._writer = writer
         if writer is not None:
             drawing.prepare()
-        self._table = HealthTable(folder, resumed_at=resumed_at)
+        self._table = HealthTable(folder, resumed_at=resumed_at, unwritable=self._unwritable)
         self._history: list[Snapshot] = []
         self._kept = 0
         self._stride, self._seen, self._drawn, self._next = 1, 0, 0, FIRST_FIGURES
@@ -76,7 +80,8 @@ class HealthRecorder:
         self._last: Snapshot | None = None
         self._advice = Path(folder) / ADVICE
         if resumed_at is None:
-            self._advice.unlink(missing_ok=True)
+            with self._told():
+                self._advice.unlink(missing_ok=True)
 
     def add(self, snapshot: Snapshot) -> None:
         """One more snapshot."""
@@ -99,9 +104,9 @@ class HealthRecorder:
         """Advice, at the step it is given: in `health.jsonl`, and for TensorBoard."""
         if not findings:
             return
-        with open(self._advice, "a", encoding="utf-8") as file:
-            for f in findings:
-                file.write(json.dumps({"at": step, **f.as_dict()}, default=str) + "\n")
+        lines = "".join(json.dumps({"at": step, **f.as_dict()}, default=str) + "\n" for f in findings)
+        with self._told(), open(self._advice, "ab", buffering=0) as file:
+            append_whole(file, lines.encode("utf-8"))
         if self._writer is None:
             return
         self._writer.text(
@@ -137,17 +142,17 @@ class HealthRecorder:
     def close(self) -> None:
         """The figures of the whole run, and the rest of the table."""
         self.draw()
-        self._table.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._table.close()
 
     # --- details ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            remedy = "Make room or grant access; training goes on, and what is advised is in its output."
+            self._unwritable.report("Lines of advice", self._advice, e, remedy)
 
     def _remember(self, snapshot: Snapshot) -> None:
         """Keep it for the heatmaps, without what they do not show."""

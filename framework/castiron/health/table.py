@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from castiron.data.files import written_atomically
 from castiron.health.dynamics import Update
 from castiron.health.snapshot import LayerUpdate, Snapshot, rows_of
 from castiron.health.statistics import WHAT_IF, Statistics, WhatIf, bins_of
+from castiron.health.writing import Unwritable
 
 FILE = "health.parquet"
 
@@ -44,34 +47,82 @@ SCHEMA = pa.schema(
 filled."""
 
 
+_WAITING = 100_000
+"""Rows that wait in memory where the file cannot be written, at most."""
+
+
 class HealthTable:
     """Writes the rows of snapshots. The file is whole at any time: it is rewritten when as much is new as
-    is there, and at the end.
+    is there, and at the end. Where that fails, rows wait in memory (the latest `_WAITING`) until it does not.
 
     Args:
         folder: of the run.
         resumed_at: last step that training goes on from; rows of later steps happened to nobody.
+        unwritable: told where the file cannot be written, or is damaged.
     """
 
-    def __init__(self, folder: str | Path, *, resumed_at: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, resumed_at: int | None = None, unwritable: Unwritable | None = None
+    ) -> None:
         self.path = Path(folder) / FILE
+        self.dropped = 0
+        """Rows that could not be written, and did not fit into memory."""
+        self._unwritable = unwritable or Unwritable()
         self._resumed_at = resumed_at
         self._rows: list[dict[str, Any]] = []
-        self._written = 0
+        self._written = self._again = 0
+        try:
+            self._open()
+        except (OSError, pa.ArrowException) as e:
+            self._set_aside(e)
+
+    def _open(self) -> None:
         if self.path.exists():
-            if resumed_at is None:
+            if self._resumed_at is None:
                 self.path.unlink()
             else:
-                self._written = pq.ParquetFile(self.path).metadata.num_rows
+                with pq.ParquetFile(self.path) as file:
+                    self._written = file.metadata.num_rows
+
+    def _set_aside(self, error: Exception) -> None:
+        """A file that cannot be read is not written over."""
+        aside = self.path.with_name(f"damaged-{FILE}")
+        with contextlib.suppress(OSError):
+            self.path.replace(aside)
+        reason = error if isinstance(error, OSError) else OSError(errno.EINVAL, "what is there is damaged")
+        self._unwritable.report(
+            "Rows of health", self.path, reason, f"It is begun anew; what was there is now {aside.name}."
+        )
 
     def add(self, snapshot: Snapshot) -> None:
         """One more snapshot."""
         self._rows += rows_of(snapshot)
-        if len(self._rows) >= max(self._written, 2000):
+        if len(self._rows) >= max(self._written, self._again, 2000):
+            self._write_or_wait()
+
+    def _write_or_wait(self) -> None:
+        try:
             self.flush()
+        except (OSError, pa.ArrowException) as e:
+            if not isinstance(e, OSError):
+                self._set_aside(e)
+            self._again = min(2 * len(self._rows), _WAITING)
+            self.dropped += max(len(self._rows) - _WAITING, 0)
+            del self._rows[:-_WAITING]
+            remedy = "Make room or grant access; training goes on, and rows are kept in memory until then."
+            reason = e if isinstance(e, OSError) else OSError(str(e))
+            self._unwritable.report("Rows of health", self.path, reason, remedy)
+
+    def close(self) -> None:
+        """Have the file hold what is left, where it can be written."""
+        self._write_or_wait()
 
     def flush(self) -> None:
-        """Have the file hold everything."""
+        """Have the file hold everything.
+
+        Raises:
+            OSError: it cannot be written; the rows are kept.
+        """
         if not self._rows:
             return
         fresh = pa.Table.from_pylist(self._rows, SCHEMA)
@@ -82,7 +133,7 @@ class HealthTable:
                 total += batch.num_rows
             out.write_table(fresh)
         self._written, self._rows = total + fresh.num_rows, []
-        self._resumed_at = None
+        self._resumed_at, self._again = None, 0
 
     def _old(self) -> Iterator[pa.Table]:
         if not self.path.exists():

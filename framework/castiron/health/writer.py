@@ -13,21 +13,23 @@ import os
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from castiron.diagnostics import Finding, Place, RunError, finding
+from castiron.data.files import append_whole
+from castiron.diagnostics import Finding, RunError
 from castiron.health import records
 from castiron.health.framing import framed
 from castiron.health.tags import Tag
+from castiron.health.writing import Closing, Unwritable, cannot_write
 
 _file_numbers = itertools.count()
+_WHAT = "TensorBoard events"
+_REMEDY = "Make room or grant access; training goes on, events are dropped until then."
 
 
-class EventWriter:
+class EventWriter(Closing):
     """One event file of a run. Safe to use from several threads; use it as a context manager or `close()` it.
 
     Every call is one record, handed to the operating system at once, so that nothing is lost when the
@@ -57,11 +59,9 @@ class EventWriter:
             RunError: X819, the file cannot be made.
         """
         self._clock = clock
-        self._on_problem = on_problem or _warn
+        self._unwritable = Unwritable(on_problem)
         self._lock = threading.Lock()
         self._known: set[str] = set()
-        self._end = 0
-        self._failed = False
         self.dropped = 0
         """Events that could not be written."""
         start = clock()
@@ -70,11 +70,11 @@ class EventWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("xb", buffering=0)
-            self._append(records.file_header(start))
+            append_whole(self._file, framed(records.file_header(start)))
             if resumed_at is not None:
-                self._append(records.session_start_at(start, resumed_at + 1))
+                append_whole(self._file, framed(records.session_start_at(start, resumed_at + 1)))
         except OSError as e:
-            raise RunError(self._cannot_write(e)) from e
+            raise RunError(cannot_write(_WHAT, self.path, e, _REMEDY)) from e
 
     # --- what is written --------------------------------------------------------------------------------
 
@@ -156,14 +156,6 @@ class EventWriter:
         with self._lock:
             self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _head(self, tag: Tag | str) -> records.Head:
         name = str(tag)
         head = records.Head(name, "" if isinstance(tag, str) else tag.description, name not in self._known)
@@ -176,42 +168,11 @@ class EventWriter:
             if self._file.closed:
                 raise ValueError(f"the event file {self.path} is closed")
             try:
-                self._append(record)
+                append_whole(self._file, framed(record))
             except OSError as e:
                 self.dropped += 1
                 self._known.clear()  # a tag's first record may be among those that are lost
-                self._cut()
                 self._report(e)
 
-    def _append(self, record: bytes) -> None:
-        """Write one framed record in full, or raise OSError."""
-        rest = memoryview(framed(record))
-        while len(rest):
-            rest = rest[self._file.write(rest) or 0 :]
-        self._end = self._file.tell()
-
-    def _cut(self) -> None:
-        """Take off what was written of a torn record: a reader stops at the first one."""
-        try:
-            self._file.truncate(self._end)
-            self._file.seek(self._end)
-        except OSError as e:
-            self._report(e)
-
     def _report(self, error: OSError) -> None:
-        if not self._failed:
-            self._failed = True
-            self._on_problem(self._cannot_write(error))
-
-    def _cannot_write(self, error: OSError) -> Finding:
-        return finding(
-            "X819",
-            f"TensorBoard events cannot be written: {error.strerror or error}",
-            place=Place(file=str(self.path)),
-            severity="warning",
-            remedy="Make room or grant access; training goes on, events are dropped until then.",
-        )
-
-
-def _warn(problem: Finding) -> None:
-    warnings.warn(str(problem), RuntimeWarning, stacklevel=2)
+        self._unwritable.report(_WHAT, self.path, error, _REMEDY)

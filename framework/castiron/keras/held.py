@@ -13,7 +13,7 @@ from castiron.keras.replay.step import OwnStep
 from castiron.keras.responding import Actions, carry_out, check_response
 from castiron.keras.step import Forward, StepCore
 from castiron.policy import Plan
-from castiron.training.held import Origin, Verdict, describe_held, incident_of
+from castiron.training.held import Origin, Verdict, describe_held, incident_of, stored, told_unstored
 from castiron.training.incident import Incident
 from castiron.training.responses import Responses
 
@@ -103,21 +103,25 @@ class HeldSteps:
         if replicas:
             incident = incident.model_copy(update={"rank": incident.micro_batch or 0, "micro_batch": None})
         self.incidents.append(incident)
-        path = None
-        if self._folder is not None:
+        path, folder = None, self._folder
+        problems: tuple[Finding, ...] = ()
+        if folder is not None:
             from castiron.keras.incidents import store
 
-            path = store(
-                incident,
-                step,
-                self._folder,
-                plan=self.plan,
-                config=self.config,
-                assets=self.assets,
-                facts=self.facts,
-                origin=self._origin,
+            path, problems = stored(
+                lambda: store(
+                    incident,
+                    step,
+                    folder,
+                    plan=self.plan,
+                    config=self.config,
+                    assets=self.assets,
+                    facts=self.facts,
+                    origin=self._origin,
+                )
             )
         found = describe_held(verdict, committed, self.plan.policy.guard.watch, incident=incident)
+        found = told_unstored(found, problems)
         if response == "raise":
             raise NumericIncident([*before, found], incident=incident, path=path)
         if self._actions is not None:

@@ -25,7 +25,9 @@ class Measuring:
     ) -> None:
         self._module = module
         self._loop = LoopHealth(module.core, module.policy, job.reporter.findings)
-        self._loop.recorder = HealthRecorder(job.run.path, writer, resumed_at=resumed_at)
+        self._loop.recorder = HealthRecorder(
+            job.run.path, writer, resumed_at=resumed_at, on_problem=lambda f: job.reporter.findings([f])
+        )
         self.held, self.close = self._loop.held, self._loop.close
 
     def watch(self, step: int) -> Watch | None:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, distributed
 
+from castiron.diagnostics import Finding
 from castiron.training.held import Verdict
 from castiron.training.incident import Incident
 
@@ -59,11 +60,14 @@ def told(trainer: pl.Trainer, incident: Incident | None, rank: int) -> Incident:
     return incident
 
 
-def told_path(trainer: pl.Trainer, path: Path | None, rank: int) -> Path | None:
-    """The folder that this rank stored an incident in, on all of them. All processes have to call it."""
+def told_stored(
+    trainer: pl.Trainer, path: Path | None, problems: tuple[Finding, ...], rank: int
+) -> tuple[Path | None, tuple[Finding, ...]]:
+    """The folder that this rank stored an incident in, or why it could not, on all of them. All processes
+    have to call it."""
     if trainer.world_size == 1:
-        return path
-    found: Path | None = trainer.strategy.broadcast(path, src=rank)
+        return path, problems
+    found: tuple[Path | None, tuple[Finding, ...]] = trainer.strategy.broadcast((path, problems), src=rank)
     return found
 
 

@@ -10,8 +10,8 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.optim import Optimizer
 
-from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, RunError, finding
-from castiron.lightning.agreement import agreed, agreed_flag, first_rank, suspected, told, told_path
+from castiron.diagnostics import ConfigError, Finding, NumericIncident, Place, finding
+from castiron.lightning.agreement import agreed, agreed_flag, first_rank, suspected, told, told_stored
 from castiron.lightning.counts import counts, logged, put_back, unlog
 from castiron.lightning.held_step import can_replay, replay_step
 from castiron.lightning.incidents import incident_of, store
@@ -26,7 +26,7 @@ from castiron.torch.replay import attribute
 from castiron.torch.replay.step import ReplayStep
 from castiron.torch.scaling import forget_verdict, give_verdict
 from castiron.torch.snapshot import Snapshot, drop_gradients
-from castiron.training.held import Origin, Verdict, describe_held, rows_of
+from castiron.training.held import Origin, Verdict, describe_held, rows_of, stored, told_unstored
 from castiron.training.incident import Attribution, Incident
 from castiron.training.responses import Decision, Responses
 from castiron.training.run_directory import CHECKPOINTS, INCIDENTS
@@ -269,18 +269,19 @@ class NumericGuard(pl.Callback):
             incident = incident.model_copy(update={"response": decision.response})
             if speaks:
                 path, problems = self._store(trainer, module, step, incident)
-            path = told_path(trainer, path, rank)
+            path, problems = told_stored(trainer, path, problems, rank)
             if path is not None:
                 self.incidents.append(path)
         watch, rows = self._section.watch, rows_of(self._batches, verdict, self._origin)
         about = describe_held(verdict, committed, watch, rows=rows, incident=incident)
+        about = told_unstored(about, problems)
         if incident is not None:
             for listener in self.on_incident:
                 listener(incident, about, path)
         self._put_back(trainer)
         if decision.response == "raise":
-            raise NumericIncident([*decision.findings, about, *problems], incident=incident, path=path)
-        self.findings += [about, *problems]
+            raise NumericIncident([*decision.findings, about], incident=incident, path=path)
+        self.findings.append(about)
         self._carry_out(trainer, decision)
 
     def _attribute(self, step: ReplayStep) -> Attribution:
@@ -305,8 +306,8 @@ class NumericGuard(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, step: ReplayStep, incident: Incident
     ) -> tuple[Path | None, tuple[Finding, ...]]:
         plugin = trainer.precision_plugin
-        try:
-            path = store(
+        return stored(
+            lambda: store(
                 incident,
                 step,
                 self._home / INCIDENTS,
@@ -317,9 +318,7 @@ class NumericGuard(pl.Callback):
                 clip_norm=trainer.gradient_clip_val,
                 origin=self._origin,
             )
-        except RunError as error:  # a full disk must not hide what went wrong
-            return None, error.findings
-        return path, ()
+        )
 
     def _carry_out(self, trainer: pl.Trainer, decision: Decision) -> None:
         if decision.response == "lower-lr":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -108,15 +107,16 @@ class NumericHealth(pl.Callback):
                 resumed = self._resumed_at
                 if resumed is None and trainer.global_step:
                     resumed = trainer.global_step
-                self._recorder = HealthRecorder(folder, writer, resumed_at=resumed)
+                tell = self._on_findings
+                self._recorder = HealthRecorder(
+                    folder, writer, resumed_at=resumed, on_problem=tell and (lambda f: tell([f]))
+                )
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        # A full disk is no reason to hide what stopped the training.
-        with contextlib.suppress(OSError):
-            self._close()
+        self._close()
 
     def _close(self) -> None:
         if self.monitor is not None:

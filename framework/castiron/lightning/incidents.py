@@ -19,6 +19,7 @@ from castiron.training.held import Origin, incident_of
 from castiron.training.incident import Incident
 from castiron.training.incident_folder import BUDGET
 from castiron.training.registry import recipe_file
+from castiron.training.writing import written
 from castiron.training.yaml_writer import as_yaml
 
 __all__ = ["incident_of", "store"]
@@ -92,6 +93,6 @@ def _assets(recipe: Any) -> Iterator[Path | None]:
     if recipe is None:
         yield None
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with written(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as folder:
         recipe.save(Path(folder))
         yield Path(folder) if any(Path(folder).iterdir()) else None

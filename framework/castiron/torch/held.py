@@ -13,7 +13,7 @@ from castiron.policy.sections import DynamicScaling, GuardSection
 from castiron.torch.incidents import store
 from castiron.torch.replay import ReplayStep, attribute
 from castiron.torch.scaling import Scaler
-from castiron.training.held import Origin, Verdict, describe_held, incident_of
+from castiron.training.held import Origin, Verdict, describe_held, incident_of, stored, told_unstored
 from castiron.training.incident import Incident
 from castiron.training.responses import Responses
 
@@ -71,11 +71,12 @@ class HeldSteps:
             response=response, origin=self._origin,
         )  # fmt: skip
         self.incidents.append(incident)
-        path = None
-        if self._folder is not None:
-            path = store(incident, step, self._folder, kind="loop", plan=self._plan)
+        path, folder = None, self._folder
+        problems: tuple[Finding, ...] = ()
+        if folder is not None:
+            path, problems = stored(lambda: store(incident, step, folder, kind="loop", plan=self._plan))
         watch = self._plan.policy.guard.watch
-        found = describe_held(step.verdict, committed, watch, incident=incident)
+        found = told_unstored(describe_held(step.verdict, committed, watch, incident=incident), problems)
         if response == "raise":
             raise NumericIncident([*before, found], incident=incident, path=path)
         return found

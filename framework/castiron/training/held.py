@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import castiron
-from castiron.diagnostics import Finding, Place, finding
+from castiron.diagnostics import Finding, Place, RunError, finding
 from castiron.training.environment import versions
 from castiron.training.incident import Attribution, BadRow, Incident
 
@@ -162,3 +163,20 @@ def _row(row: BadRow) -> str:
     if row.file is not None:
         return f"{row.file}:{row.line}" if row.line is not None else row.file
     return f"row {row.row}" if row.row is not None else f"row {row.index} of the batch"
+
+
+def stored(store: Callable[[], Path]) -> tuple[Path | None, tuple[Finding, ...]]:
+    """Store an incident: a full disk hides nothing of what went wrong, and ends nothing that can go on. → its
+    folder, or what there is to say of why there is none."""
+    try:
+        return store(), ()
+    except RunError as e:
+        return None, e.findings
+
+
+def told_unstored(found: Finding, problems: Sequence[Finding]) -> Finding:
+    """What there is to say of a held step, with why its incident is not on disk."""
+    if not problems:
+        return found
+    why = "; ".join(f"{p.message} ({p.place.file})" for p in problems)
+    return replace(found, remedy=" ".join(filter(None, [found.remedy, f"The incident is not stored: {why}"])))

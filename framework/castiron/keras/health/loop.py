@@ -60,8 +60,12 @@ class LoopHealth:
             step: steps applied so far; what the folder says of earlier ones stays.
         """
         resumed_at = step or None
-        with EventWriter(folder, resumed_at=resumed_at) as writer:
-            self.recorder = HealthRecorder(folder, writer, resumed_at=resumed_at)
+
+        def tell(problem: Finding) -> None:
+            self._tell([problem])
+
+        with EventWriter(folder, resumed_at=resumed_at, on_problem=tell) as writer:
+            self.recorder = HealthRecorder(folder, writer, resumed_at=resumed_at, on_problem=tell)
             try:
                 yield
             finally:
@@ -71,9 +75,7 @@ class LoopHealth:
         """Write what is left."""
         recorder, self.recorder = self.recorder, None
         if recorder is not None:
-            # A full disk is no reason to hide what stopped the training.
-            with contextlib.suppress(OSError):
-                recorder.close()
+            recorder.close()
 
     def _say(self, step: int) -> None:
         if found := self.monitor.news():
