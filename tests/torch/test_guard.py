@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from castiron.torch import transaction
-from castiron.torch.guard import StepGuard, not_finite
+from castiron.torch.finite import not_finite
+from castiron.torch.guard import StepGuard
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 NAN = float("nan")

@@ -9,7 +9,7 @@ device (`flag`) until somebody asks.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,8 @@ from torch.optim import Optimizer
 
 from castiron.policy.sections import GuardTarget
 from castiron.torch.activations import ActivationWatch
-from castiron.torch.dtypes import NARROW
-from castiron.torch.scaling_kernels import multiply_and_check
-from castiron.torch.shares import own_share
+from castiron.torch.arrivals import Arrivals
+from castiron.torch.finite import any_of, look, values_of
 from castiron.training.held import Verdict
 
 UPDATED: frozenset[GuardTarget] = frozenset({"parameters", "optimizer"})
@@ -27,15 +26,14 @@ UPDATED: frozenset[GuardTarget] = frozenset({"parameters", "optimizer"})
 COMPUTED: frozenset[GuardTarget] = frozenset({"loss", "gradients", "buffers", "activations"})
 """What is known of a step before its optimizer acts."""
 
-_LARGE = 1 << 15
-"""Elements from which on the sum of a tensor is cheaper than the multi-tensor kernel, which writes too."""
-
 
 class StepGuard:
     """Collects what a step shows, and judges it once.
 
     Per step: `begin()`, `see_loss(loss)` for each micro-batch, `see_gradients()` when they are complete and
-    unscaled, then `verdict()`. Nothing of a step is kept after the next `begin()`.
+    unscaled, then `verdict()`. Nothing of a step is kept after the next `begin()`. Where nothing comes
+    between the last backward and `see_gradients()`, `expect_gradients()` before it lets them be read while
+    they are in the processor's cache.
 
     Where activations are watched, make it before the first run of a compiled model: later hooks are never
     called there.
@@ -57,9 +55,11 @@ class StepGuard:
             n: b for n, b in module.named_buffers() if b.is_floating_point() and b.isfinite().all()
         }
         self._activations = ActivationWatch(module) if "activations" in self._watch else None
+        self._arrivals: Arrivals | None = None
         self._losses: list[Tensor] = []
         self._gradients_seen = False
-        self._gradients_good = False
+        self._gradients_good: frozenset[str] = frozenset()
+        """Those that need no look."""
 
     @property
     def watch(self) -> frozenset[GuardTarget]:
@@ -69,7 +69,7 @@ class StepGuard:
     def begin(self) -> None:
         """A new step."""
         self._losses.clear()
-        self._gradients_seen = self._gradients_good = False
+        self._gradients_seen, self._gradients_good = False, frozenset()
         if self._activations is not None:
             self._activations.begin()
 
@@ -82,6 +82,18 @@ class StepGuard:
         """Take the hooks off the module, where there are any."""
         if self._activations is not None:
             self._activations.remove()
+        if self._arrivals is not None:
+            self._arrivals.remove()
+            self._arrivals = None
+
+    def expect_gradients(self) -> None:
+        """The next backward completes the gradients, which are neither scaled nor changed until
+        `see_gradients`."""
+        if "gradients" not in self._watch:
+            return
+        if self._arrivals is None:
+            self._arrivals = Arrivals(self._parameters.values())
+        self._arrivals.begin()
 
     def see_loss(self, loss: Tensor) -> None:
         """The loss of one more micro-batch, before it is scaled."""
@@ -95,7 +107,11 @@ class StepGuard:
                 CPU: where it is finite so is each of them, and they are not read again.
         """
         self._gradients_seen = True
-        self._gradients_good = norm is not None and norm.is_cpu and math.isfinite(norm.item())
+        if norm is not None and norm.is_cpu and math.isfinite(norm.item()):
+            self._gradients_good = frozenset(self._parameters)
+        elif self._arrivals is not None:
+            good = self._arrivals.end()
+            self._gradients_good = frozenset(n for n, p in self._parameters.items() if p in good)
 
     def flag(self, targets: Collection[GuardTarget] | None = None) -> Tensor:
         """1.0 where the step is bad, else 0.0: float32, 0-dim, on the device. Waits for nothing.
@@ -104,7 +120,7 @@ class StepGuard:
             targets: only these of what is watched; None: all.
         """
         bad, flags = self._look(targets)
-        return torch.ones(()) if bad else _any(flags)
+        return torch.ones(()) if bad else any_of(flags)
 
     def verdict(self, targets: Collection[GuardTarget] | None = None) -> Verdict:
         """The verdict, with names where it is bad. Waits for the device.
@@ -114,13 +130,13 @@ class StepGuard:
         """
         watched = self._activations is not None and (targets is None or "activations" in targets)
         bad, flags = self._look(targets)
-        if not bad and not (flags and _any(flags).item()):
+        if not bad and not (flags and any_of(flags).item()):
             if watched and self._activations is not None:
                 self._activations.learn()
             return Verdict(False)
         seen: dict[str, tuple[str, ...]] = {}
         for what, tensors in self._named(targets).items():
-            if names := tuple(name for name, t in tensors.items() if not _values(t).isfinite().all()):
+            if names := tuple(name for name, t in tensors.items() if not values_of(t).isfinite().all()):
                 seen[what] = names
         if watched and self._activations is not None:
             if not seen:
@@ -134,7 +150,7 @@ class StepGuard:
 
     def _look(self, targets: Collection[GuardTarget] | None) -> tuple[bool, list[Tensor]]:
         named = self._named(targets)
-        bad, flags = _look([t for tensors in named.values() for t in tensors.values()])
+        bad, flags = look([t for tensors in named.values() for t in tensors.values()])
         if self._activations is not None and (targets is None or "activations" in targets):
             flags.append(self._activations.flag())
         return bad, flags
@@ -144,8 +160,12 @@ class StepGuard:
         found: dict[str, dict[str, Tensor]] = {}
         if "loss" in watch:
             found["loss"] = {f"micro-batch {i}": loss for i, loss in enumerate(self._losses)}
-        if "gradients" in watch and self._gradients_seen and not self._gradients_good:
-            found["gradients"] = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
+        if "gradients" in watch and self._gradients_seen:
+            found["gradients"] = {
+                n: p.grad
+                for n, p in self._parameters.items()
+                if p.grad is not None and n not in self._gradients_good
+            }
         if "buffers" in watch:
             found["buffers"] = self._buffers
         if "parameters" in watch:
@@ -163,70 +183,3 @@ class StepGuard:
             for key, value in state.items()
             if isinstance(value, Tensor) and value.is_floating_point() and value.dim()
         }
-
-
-def not_finite(tensors: Iterable[Tensor]) -> Tensor:
-    """1.0 where an element of any tensor is NaN or infinite, else 0.0: float32, 0-dim, on the device of the
-    tensors. Waits for no device but a CPU.
-
-    On a CPU large tensors are multiplied with themselves (a dot product), which reads them once; a norm of
-    infinite order takes forty times as long there. Where that is not finite they are summed, and where that
-    is not either they are looked at element by element, as finite values may overflow in both. All others go
-    through torch's multi-tensor kernel of loss scaling, with a scale of 1.
-    """
-    bad, flags = _look(tensors)
-    return torch.ones(()) if bad else _any(flags)
-
-
-@torch.no_grad()
-def _look(tensors: Iterable[Tensor]) -> tuple[bool, list[Tensor]]:
-    """Whether the host has seen one that is not finite; the answers that are on devices."""
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for tensor in tensors:
-        values = _values(tensor)
-        if values.is_complex():
-            values = torch.view_as_real(values)
-        size = values.numel()
-        if size == 0 or not values.is_floating_point():
-            continue
-        if values.is_cpu and (size == 1 or size >= _LARGE):
-            if not _is_finite(values):
-                return True, []
-        else:
-            groups.setdefault((values.device, values.dtype), []).append(values)
-    flags: list[Tensor] = []
-    for (device, dtype), group in groups.items():
-        if dtype is torch.float64 or not all(v.is_contiguous() for v in group):
-            flags.append(torch.stack([~v.isfinite().all() for v in group]).any().float())
-            continue
-        found = torch.zeros((), dtype=torch.float32, device=device)
-        multiply_and_check(group, found, torch.ones((), dtype=torch.float32, device=device))
-        flags.append(found)
-    return False, flags
-
-
-def _is_finite(values: Tensor) -> bool:
-    """Whether all elements of a tensor on a CPU are finite."""
-    if values.numel() == 1:
-        return math.isfinite(values.item())
-    if values.dtype not in NARROW and values.is_contiguous():
-        # BLAS reads at twice the pace of a sum; squares overflow earlier, so that it is asked first only
-        flat = values.detach().view(-1)
-        if math.isfinite(torch.dot(flat, flat).item()):
-            return True
-    total = values.sum(dtype=torch.float32 if values.dtype in NARROW else None).item()
-    return math.isfinite(total) or bool(values.isfinite().all())
-
-
-def _any(flags: list[Tensor]) -> Tensor:
-    if len(flags) < 2:
-        return flags[0] if flags else torch.zeros(())
-    return torch.stack([f.to(flags[0].device, non_blocking=True) for f in flags]).amax()
-
-
-def _values(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor, those stored where it is sparse."""
-    if not tensor.is_sparse:
-        return own_share(tensor)
-    tensor = tensor.detach()
-    return tensor._values() if tensor.is_coalesced() else tensor.coalesce()._values()

@@ -246,6 +246,8 @@ class Transaction:
         self._drop_gradients()
         self._guard.begin()
         losses = []
+        one_norm = self._clip_norm is not None and not self._strays and len(attempt.turns) == 1
+        early = self._device.type == "cpu" and not one_norm and not self._scaler.active
         for batch in attempt.batches:
             with self._precision.forward_context():
                 loss = turn.loss_of(batch)
@@ -255,6 +257,8 @@ class Transaction:
             losses.append(loss.detach())
             if len(attempt.batches) > 1:
                 loss = loss / len(attempt.batches)
+            if early and len(losses) == len(attempt.batches):
+                self._guard.expect_gradients()
             with self._precision.backward_context():
                 self._scaler.scale(loss).backward()
         self._guard.end()
@@ -262,12 +266,7 @@ class Transaction:
             drop_gradients([o for o in self._optimizers if o not in turn.optimizers])
         self._scaler.unscale_(*turn.optimizers)
         self._norm = None
-        if (
-            self._clip_norm is not None
-            and self._device.type == "cpu"
-            and not self._strays
-            and len(attempt.turns) == 1
-        ):
+        if one_norm and self._device.type == "cpu":
             self._norm = gradient_norm(_parameters(turn), torch_dtype(self._policy.accumulate))
         self._guard.see_gradients(self._norm)
         mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()

@@ -8,6 +8,7 @@ from castiron.diagnostics import Finding, finding
 from castiron.torch.audit.context import Context
 from castiron.torch.audit.kernels import MOVES
 from castiron.torch.audit.records import Op, consumers
+from castiron.training.shapes import reduced_axis
 
 
 def check(context: Context) -> Iterator[Finding]:
@@ -15,7 +16,7 @@ def check(context: Context) -> Iterator[Finding]:
         if op.base != "sum" or not op.results or not op.operands or not op.operands[0].is_float:
             continue
         before, after = op.operands[0].shape, op.results[0].shape
-        summed = _axis(before, after)
+        summed = reduced_axis(before, after)
         if summed is None:
             continue
         for use in consumers(op.results[0], tuple(MOVES)):
@@ -33,14 +34,6 @@ def check(context: Context) -> Iterator[Finding]:
                 expected=f"a division by {before[summed]}",
                 received=f"{number:g}",
             )
-
-
-def _axis(before: tuple[int, ...], after: tuple[int, ...]) -> int | None:
-    """The one axis that was summed over."""
-    for k in range(len(before)):
-        if after in (before[:k] + before[k + 1 :], (*before[:k], 1, *before[k + 1 :])) and before[k] > 1:
-            return k
-    return None
 
 
 def _is_summed(use: Op) -> bool:
