@@ -21,6 +21,7 @@ import pytest
 
 from castiron.data import Field, ReadOptions, Schema, load
 from castiron.data import files as data_files
+from castiron.data.readers import parquet_texts
 from castiron.data.readers.files import DataFile
 from castiron.diagnostics import DataError
 
@@ -145,6 +146,48 @@ def test_a_parquet_file_of_repeated_values_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": np.zeros(1 << 21)}), path)
     assert "bytes in 2,097,152 rows or more" in (told := refusal(path))
     assert told.startswith("D138")
+
+
+def written_texts(path: Path, texts: Any, **options: Any) -> Path:
+    pq.write_table(pa.table({"text": texts}), path, store_schema=False, **options)
+    return path
+
+
+@pytest.mark.usefixtures("free")
+def test_texts_that_stand_once_in_a_parquet_file_and_are_repeated(tmp_path: Path) -> None:
+    one = pa.DictionaryArray.from_arrays(pa.array([0] * 5_000, pa.int32()), pa.array(["x" * 10_000]))
+    path = written_texts(tmp_path / "bomb.parquet", one)
+    assert path.stat().st_size < 10_000
+    assert "bytes of text or more" in (told := refusal(path, TEXT))
+    assert told.startswith("D138")
+    packed = written_texts(tmp_path / "packed.parquet", ["x" * 3_000_000], compression="zstd")
+    assert refusal(packed, TEXT).startswith("D138")  # its own words on its size are enough
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_long_text_in_parquet_is_refused(tmp_path: Path, dictionary: bool) -> None:
+    texts = [*(f"word {n}" for n in range(1000)), "x" * 3000]
+    path = written_texts(tmp_path / "long.parquet", texts, use_dictionary=dictionary)
+    assert len(load([path], TEXT)) == 1001
+    told = refusal(path, TEXT, largest_row=2000)
+    assert told.startswith("D137 Expected rows of at most 2,000 bytes. Received a longer one at ")
+    assert (f"{path}:1001" in told) is not dictionary  # a dictionary is looked at before any row
+
+
+def test_long_texts_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{n} " + "x" * (n % 500) for n in range(1000)]
+    path = written_texts(tmp_path / "texts.parquet", texts)
+    monkeypatch.setattr(parquet_texts, "_MEMORY", 10_000)
+    sizes: list[int] = []
+    checked = parquet_texts.TextBounds.checked
+
+    def counted(self: Any, batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
+        sizes.append(batch.num_rows)
+        return checked(self, batch, row)
+
+    monkeypatch.setattr(parquet_texts.TextBounds, "checked", counted)
+    assert load([path], TEXT).columns["text"].to_pylist() == texts
+    assert max(sizes) == 10_000 // 503
 
 
 def test_an_archive_that_lies_about_its_size(tmp_path: Path) -> None:

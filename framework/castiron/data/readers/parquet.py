@@ -10,6 +10,7 @@ from pyarrow import parquet
 
 from castiron.data.readers.delimited import numbers_of
 from castiron.data.readers.lists import flatten
+from castiron.data.readers.parquet_texts import TextBounds, text_columns
 from castiron.data.readers.source import BadValue, Block, Cells, Source, Texts, locate
 from castiron.data.schema import Field
 from castiron.diagnostics import DataError, Finding, Place, finding
@@ -47,11 +48,11 @@ class ParquetSource(Source):
                 self.file.check_expansion(self.rows * sum(sizes), what=f" in {self.rows:,} rows")
                 names = [reader.schema_arrow.names[w.position or 0] for w in self.columns.located.values()]
                 row = 1
-                texts = any(self._schema[name].is_text for name in self.columns.located)
-                size = _BATCH if texts else 4 * _BATCH
+                texts = TextBounds(self.file, self._options, text_columns(reader.schema_arrow, names))
+                size = texts.batch_size(opened, reader, _BATCH if texts.columns else 4 * _BATCH)
                 for batch in reader.iter_batches(size, columns=names, use_threads=True):
                     if batch.num_rows:
-                        yield self._read(batch, row)
+                        yield self._read(texts.checked(batch, row), row)
                     row += batch.num_rows
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise self.file.damaged("a Parquet file", error) from None

@@ -356,7 +356,7 @@ RULES: tuple[Rule, ...] = (
         code="D137",
         name="row-too-long",
         severity="error",
-        what="A row of a text file is longer than data.read.largest_row.",
+        what="A row of a text file, or a text in Parquet, is longer than data.read.largest_row.",
         why="A row is read whole: a file without line breaks would take all memory. Mostly it is not the "
         "text file that its suffix says.",
         remedy="Look at the file; if its rows are that long, set data.read.largest_row (in bytes) higher.",
