@@ -109,6 +109,11 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
             t("keras/test_keras_transaction.py::test_a_held_step_leaves_every_variable_bit_for_bit"),
         ),
         (
+            "also with averages, master copies, an optimizer that accumulates, and a loss scale",
+            t("torch/test_updates.py::test_scaling_and_masters_hold_a_bad_step_together"),
+            t("keras/test_keras_held_state.py::test_training_goes_on_as_if_there_had_been_no_bad_step"),
+        ),
+        (
             "compiled",
             t("torch/test_precision.py::test_a_compiled_model_runs_the_formats_of_the_eager_one"),
             t("keras/test_keras_transaction.py::test_a_held_step_leaves_every_variable_bit_for_bit"),
@@ -251,9 +256,54 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
             no("a Keras model has its variables; no step is run, but the plan's casts copy them"),
         ),
         (
-            "shapes declared at boundaries (F340 to F342)",
+            "shapes declared at boundaries (F340)",
             t("torch/audit/test_shapes.py::test_axes_in_another_order"),
-            no("not yet: declared axes are not read; what Keras itself checks are InputSpec and Input"),
+            t("keras/audit/test_keras_known.py::test_axes_that_are_not_as_declared"),
+        ),
+        (
+            "shapes that recipes declare themselves",
+            t(
+                "recipes/segmenter/test_segmenter.py::test_a_contract_that_is_broken_stops_the_training_before_its_first_step"
+            ),
+            no("recipes declare those of PyTorch models; `castiron.audit(model, x, shapes=…)` takes any"),
+        ),
+        (
+            "a sum over one axis divided by another's length (F341)",
+            t("torch/audit/test_shapes.py::test_a_mean_over_the_wrong_axis"),
+            t("keras/audit/test_keras_known.py::test_a_mean_over_the_wrong_axis"),
+        ),
+        (
+            "operations and optimizers known to be bad in a format (F342)",
+            t("torch/audit/test_known.py::test_counting_by_index_is_found"),
+            t("keras/audit/test_keras_known.py::test_sums_by_index_stop_counting"),
+        ),
+        (
+            "logarithms of 16-bit probabilities (F319)",
+            t("torch/audit/test_planted.py::test_planted_fault"),
+            t("keras/audit/test_keras_known.py::test_probabilities_rounded_to_one_have_no_gradient"),
+        ),
+        (
+            "tf32 not as declared (F322)",
+            t("torch/audit/test_report.py::test_the_switch_for_tf32"),
+            t("keras/audit/test_keras_known.py::test_tf32_left_on"),
+        ),
+        (
+            "subnormal numbers flushed to zero (F323)",
+            t("torch/audit/test_examples.py::test_examples"),
+            no(
+                "TensorFlow's kernels and XLA always flush them and have no switch "
+                "(`test_subnormal_numbers_are_zero_in_tensorflow_whatever_anybody_does`)"
+            ),
+        ),
+        (
+            "no kernel for the format (F324)",
+            t("torch/audit/test_planted.py::test_no_kernel"),
+            t("keras/audit/test_keras_known.py::test_no_kernel_for_the_format"),
+        ),
+        (
+            "models that need numbers, traced by one real step (F326)",
+            t("torch/audit/test_report.py::test_a_model_that_needs_numbers_is_traced_by_a_real_step"),
+            no("a compiled step is a graph, where Python that asks for numbers is refused: told as F327"),
         ),
     ],
     "Health": [
@@ -285,10 +335,7 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
         (
             "what the order of accumulation does to a gradient",
             t("torch/health/test_health_order.py::test_equal_to_the_reference"),
-            no(
-                "not measured in the step's graph; it is a figure beside the others, "
-                "and no advice rests on it"
-            ),
+            t("keras/health/test_keras_order.py::test_the_parts_are_the_references"),
         ),
         (
             "health.parquet and TensorBoard's Health pages",

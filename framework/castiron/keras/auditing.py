@@ -70,7 +70,7 @@ def audit_before_training(job: Job, module: RecipeModel, loader: TensorLoader) -
     if shown := [f for f in report.findings if f.severity != "info"]:
         job.reporter.findings(shown)
     if enforce.every is not None:
-        module.observer = Observer(module.model, lambda: module.plan, report)
+        module.observer = Observer(module.model, lambda: module.plan, report, jit=job.config.trainer.compile)
 
 
 def audit_after_a_step(job: Job, module: RecipeModel, step: int) -> None:

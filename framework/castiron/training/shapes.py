@@ -46,7 +46,7 @@ class Axes:
             return False
         new: dict[str, int] = {}
         for axis, length in zip(axes, shape, strict=True):
-            if axis == ANY:
+            if axis == ANY or length < 0:  # open in a graph
                 continue
             if axis.isdigit():
                 if int(axis) != length:
@@ -72,6 +72,14 @@ class Axes:
             if all(known[k] in (None, n) for k, n in zip(order, shape, strict=True)):
                 return f"[{', '.join(declared[k] for k in order)}]"
         return None
+
+
+def reduced_axis(before: Shape, after: Shape) -> int | None:
+    """The one axis that an operation has reduced; None where it is none, or not to be told."""
+    for k in range(len(before)):
+        if after in (before[:k] + before[k + 1 :], (*before[:k], 1, *before[k + 1 :])) and before[k] > 1:
+            return k
+    return None
 
 
 def _tensors(text: str) -> tuple[tuple[str, ...], ...]:

@@ -226,9 +226,11 @@ RULES: tuple[Rule, ...] = (
         code="F319",
         name="loss-unsafe-in-autocast",
         severity="error",
-        what="binary_cross_entropy takes probabilities under autocast.",
-        why="torch refuses it on CUDA: a 16-bit probability rounds to 0 or 1, and its logarithm is infinite.",
-        remedy="Use binary_cross_entropy_with_logits on the outputs before the sigmoid.",
+        what="A loss takes the logarithm of 16-bit probabilities: binary_cross_entropy under autocast; in "
+        "TensorFlow binary_crossentropy after a sigmoid in 16 bits.",
+        why="A 16-bit probability rounds to 0 or 1, and its logarithm is infinite: torch refuses it on CUDA. "
+        "Keras clips it in float32, and then its gradient is zero: a warning.",
+        remedy="Use binary_cross_entropy_with_logits (from_logits=True) on the outputs before the sigmoid.",
         bad="loss = F.binary_cross_entropy(outputs.sigmoid(), targets)  # bf16-mixed",
         good="loss = F.binary_cross_entropy_with_logits(outputs, targets)",
     ),
@@ -267,7 +269,7 @@ RULES: tuple[Rule, ...] = (
         code="F323",
         name="denormals-flushed",
         severity="warning",
-        what="This process turns subnormal numbers into zero.",
+        what="This process turns subnormal numbers into zero. (TensorFlow always does.)",
         why="A library built with -ffast-math may switch it on for everybody. Small gradients vanish "
         "earlier than the format says.",
         remedy="Call torch.set_flush_denormal(False) after the libraries are imported.",
@@ -364,7 +366,8 @@ RULES: tuple[Rule, ...] = (
         severity="warning",
         what="An operation or an optimizer is known to give wrong numbers in the format that it has here.",
         why="Adding up by index in 16 bits stops counting, coordinates of 16 bits miss pixels, Adam's eps "
-        "of 1e-8 is zero in float16, and its second moment in bfloat16 never falls again.",
+        "of 1e-8 is zero in float16, and its second moment in bfloat16 never falls again. TensorFlow's CPU "
+        "kernels sum the gradient of a bias in bfloat16.",
         remedy="Compute it in float32: a layer rule, .float() before it, or `state: float32`.",
         bad="def forward(self, x):\n    ones = torch.ones(1000, dtype=torch.bfloat16)\n"
         "    counts = ones.new_zeros(2).index_add(0, torch.zeros(1000, dtype=torch.int64), ones)\n"

@@ -15,6 +15,7 @@ from castiron.diagnostics import DataError, Finding, Place, finding
 from castiron.keras.audit.checks import findings as check_trace
 from castiron.keras.audit.checks import model as checks_of_model
 from castiron.keras.audit.checks import optimizer as optimizers
+from castiron.keras.audit.checks import switches
 from castiron.keras.audit.context import Context, counted
 from castiron.keras.audit.errors import explain
 from castiron.keras.audit.kept import under
@@ -41,6 +42,7 @@ def audit(
     call: ModelCall | None = None,
     as_is: bool = False,
     applied: bool = False,
+    shapes: Mapping[str, str] | None = None,
 ) -> AuditReport:
     """Trace the training step of a model and its evaluation into graphs, run neither, and hold every
     operation against the policy.
@@ -63,6 +65,8 @@ def audit(
         as_is: without castiron: what runs where nothing but the model is there. Its own dtype policies
             count, and are held against the plan.
         applied: the plan is at work on the model already.
+        shapes: glob on layers' paths → what goes in and comes out of them, as `{"lstm": "batch time 8
+            -> batch 16"}`. A name is an axis whose length is the same everywhere; `""` is the model itself.
 
     Returns:
         The report; `report.check()` raises AuditError where something of severity error was found.
@@ -79,6 +83,8 @@ def audit(
     if plan is None:
         plan, _ = resolve(declared, describe(model))
     found = list(checks_of_model.check(model, plan, as_is=as_is))
+    if as_is or applied:  # else it is set as declared before anything runs
+        found.extend(switches.check(declared))
     traced = Traced()
     try:
         given, role = _prepared(batch, declared, as_is), "target"
@@ -90,7 +96,7 @@ def audit(
             function = _loss(model, loss, wanted, declared, as_is=as_is)
             called = _with_targets(call or default_call) if targets is not None else call or default_call
             whole = (given, wanted) if targets is not None else given
-            traced = trace(model, whole, function, called)
+            traced = trace(model, whole, function, called, shapes)
             found.extend(_of_steps(traced, plan, model, as_is))
             if optimizer is None and as_is:
                 optimizer = getattr(model, "optimizer", None)
@@ -104,7 +110,7 @@ def audit(
     return AuditReport(
         policy=str(declared),
         policy_hash=declared.hash(),
-        device="cuda" if tf.config.list_logical_devices("GPU") else "cpu",
+        device=switches.device(),
         level=declared.enforce.level,
         traced="graph" if traced.traces else "none",
         operations=len(ops),
@@ -131,11 +137,11 @@ def _training(traced: Traced) -> Trace:
 
 def _of_steps(traced: Traced, plan: Plan, model: Any, as_is: bool) -> list[Finding]:
     """What the steps have to say; what evaluation does as training does is said once."""
-    layers = dict(walk(model))
-    found: list[Finding] = []
+    layers, jit = dict(walk(model)), bool(getattr(model, "jit_compile", False))
+    found: list[Finding] = list(traced.shapes)
     seen: set[Any] = set()
     for step, one in traced.traces.items():
-        new = [f for f in check_trace(Context(one, plan, layers, as_is=as_is)) if key(f) not in seen]
+        new = [f for f in check_trace(Context(one, plan, layers, as_is=as_is, jit=jit)) if key(f) not in seen]
         seen.update(key(f) for f in new)
         for f in new:
             if step != "training":

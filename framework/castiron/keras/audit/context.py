@@ -47,7 +47,11 @@ class Root:
 class Context:
     """A trace with the plan that it is held against."""
 
-    def __init__(self, trace: Trace, plan: Plan, layers: dict[str, Any], *, as_is: bool = False) -> None:
+    def __init__(
+        self, trace: Trace, plan: Plan, layers: dict[str, Any], *, as_is: bool = False, jit: bool = False
+    ) -> None:
+        self.jit = jit
+        """Whether XLA compiles the step."""
         self.trace, self.plan, self.layers, self.as_is = trace, plan, layers, as_is
         self.policy: PrecisionPolicy = plan.policy
         self._rows = {row.path: row for row in plan.rows}

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from castiron.diagnostics import CastironError, Finding, Place, finding
 from castiron.keras.audit.checks import findings as check_trace
+from castiron.keras.audit.checks import switches
 from castiron.keras.audit.checks.model import check_floatx
 from castiron.keras.audit.context import Context, counted
 from castiron.keras.audit.lines import is_apart
@@ -41,12 +42,19 @@ class Observer:
             makes it, and where the policy is strict, stops it.
         eager: whether a step that runs without a graph is traced into one that is thrown away, to be read:
             Python of the model's then runs once more.
+        jit: whether XLA compiles the steps, where the model does not know itself.
     """
 
     def __init__(
-        self, model: Any, plan: Callable[[], Plan], report: AuditReport | None = None, *, eager: bool = False
+        self,
+        model: Any,
+        plan: Callable[[], Plan],
+        report: AuditReport | None = None,
+        *,
+        eager: bool = False,
+        jit: bool = False,
     ) -> None:
-        self._model, self._plan, self._eager = model, plan, eager
+        self._model, self._plan, self._eager, self._jit = model, plan, eager, jit
         self.report = report
         """With what was found since."""
         self._seen = set() if report is None else {key(f) for f in (*report.findings, *report.waived)}
@@ -92,6 +100,9 @@ class Observer:
         found.batch_size = batch_size(leaves)
         self._take_in(found, step, started)
         return result
+
+    def _is_jit(self) -> bool:
+        return self._jit or bool(getattr(self._model, "jit_compile", False))
 
     @property
     def _first(self) -> bool:
@@ -144,7 +155,9 @@ class Observer:
     def _look(self, step: int) -> None:
         """At the formats of variables, layers and the process."""
         plan = self._plan()
-        self._add([*check_floatx(plan.policy), *departures(self._model, plan)], step)
+        self._add(
+            [*check_floatx(plan.policy), *switches.check(plan.policy), *departures(self._model, plan)], step
+        )
         self._plan_next(step + 1)
         self._again = True
 
@@ -157,7 +170,7 @@ class Observer:
 
     def _take_in(self, trace: Trace, step: Step, started: float) -> None:
         plan = self._plan()
-        found = list(check_trace(Context(trace, plan, dict(walk(self._model)))))
+        found = list(check_trace(Context(trace, plan, dict(walk(self._model)), jit=self._is_jit())))
         if step != "training":
             for f in found:
                 f.evidence["step"] = step  # type: ignore[index]
@@ -176,7 +189,7 @@ class Observer:
         return AuditReport(
             policy=str(plan.policy),
             policy_hash=plan.policy.hash(),
-            device="cuda" if tf.config.list_logical_devices("GPU") else "cpu",
+            device=switches.device(),
             level=plan.policy.enforce.level,
             traced="graph",
             layers=len(plan.layers()),

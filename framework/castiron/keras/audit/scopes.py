@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from castiron.keras.modules import walk
 from castiron.training.audit import Phase
+from castiron.training.declared_shapes import DeclaredShapes
+from castiron.training.shapes import Shape
 
 _LAYER = re.compile(r"castiron_layer_(\d+)")
 _PHASES: tuple[tuple[str, Phase], ...] = (
@@ -26,12 +28,14 @@ _PHASES: tuple[tuple[str, Phase], ...] = (
 class Scopes:
     """Numbers the layers of a model, and keeps what each of them hands on."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, shapes: DeclaredShapes | None = None) -> None:
         self.layers = dict(walk(model))
         """Path → layer."""
         self._paths = list(self.layers)
         self.outputs: list[tuple[str, list[Any]]] = []
         """(path, tensors) of each call of a layer, as they end."""
+        self._shapes = shapes
+        self._boundaries = {} if shapes is None else dict(shapes.layers(self.layers))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -51,11 +55,17 @@ class Scopes:
                     layer.__dict__["call"] = before
 
     def _spied(self, call: Any, number: int, path: str) -> Any:
+        boundary, kind = self._boundaries.get(path), type(self.layers[path]).__name__
+
         def spied(*args: Any, **kwargs: Any) -> Any:
+            if boundary is not None and self._shapes is not None:
+                self._shapes.given(path, kind, boundary, _shapes((args, tuple(kwargs.values()))))
             with tf.name_scope(f"castiron_layer_{number}/"):
                 result = call(*args, **kwargs)
             tensors = [t for t in tf.nest.flatten(result) if tf.is_tensor(t)]
             self.outputs.append((path, tensors))
+            if boundary is not None and self._shapes is not None:
+                self._shapes.handed_on(path, kind, boundary, _shapes(result))
             return result
 
         return spied
@@ -71,3 +81,9 @@ class Scopes:
             if mark in name:
                 return phase
         return "loss" if "castiron_loss" in name and not _LAYER.search(name) else "forward"
+
+
+def _shapes(given: Any) -> list[Shape]:
+    """Of the tensors in it; -1 where a graph leaves a length open."""
+    tensors = [t for t in tf.nest.flatten(given) if tf.is_tensor(t) and t.shape.rank is not None]
+    return [tuple(-1 if n is None else int(n) for n in t.shape) for t in tensors]

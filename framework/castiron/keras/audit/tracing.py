@@ -4,7 +4,7 @@ evaluation step without its loss."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from castiron.diagnostics import Finding
 from castiron.keras.audit.reader import Reader
 from castiron.keras.audit.records import Origin, Step, Trace
 from castiron.keras.audit.scopes import Scopes
 from castiron.keras.modules import own_variables, variables, walk
+from castiron.training.declared_shapes import DeclaredShapes
 
 ModelCall = Callable[[Any, Any, bool], Any]
 """(model, batch, training) → outputs."""
@@ -30,20 +32,26 @@ class Traced:
     traces: dict[Step, Trace] = field(default_factory=dict)
     failure: Exception | None = None
     has_loss: bool = False
+    shapes: list[Finding] = field(default_factory=list)
+    """What departs from the shapes that are declared (F340)."""
 
 
-def trace(model: Any, batch: Any, loss: Loss | None, call: ModelCall) -> Traced:
+def trace(
+    model: Any, batch: Any, loss: Loss | None, call: ModelCall, shapes: Mapping[str, str] | None = None
+) -> Traced:
     """Trace a model in the formats that it has now.
 
     Args:
         batch: a tree of arrays and tensors.
+        shapes: what is declared at the boundaries of layers: held against the training step.
     """
     done = Traced(has_loss=loss is not None)
     leaves = [tf.convert_to_tensor(leaf) for leaf in tf.nest.flatten(batch)]
     names = batch_names(batch)
     origins = origins_of(model)
     for step in _STEPS:
-        scopes = Scopes(model)
+        declared = DeclaredShapes(shapes, batch_size(leaves)) if shapes and step == "training" else None
+        scopes = Scopes(model, declared)
         built: dict[str, Any] = {}
         graph_of = _STEPS[step](model, batch, loss, call, built)
         try:
@@ -55,6 +63,9 @@ def trace(model: Any, batch: Any, loss: Loss | None, call: ModelCall) -> Traced:
         except Exception as e:  # the user's code may raise anything
             done.failure = e
             return done
+        if declared is not None:
+            declared.over()
+            done.shapes = declared.findings
         reader = Reader(scopes, origins)
         count = len(leaves)
         given = {

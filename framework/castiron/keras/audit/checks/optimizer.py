@@ -1,4 +1,4 @@
-"""F313, F314: what an optimizer keeps, and whether narrow parameters have a wide copy."""
+"""F313, F314, F342: what an optimizer keeps, and whether narrow parameters have a wide copy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from castiron.diagnostics import Finding, Place, finding
+from castiron.keras.audit.checks import known
 from castiron.keras.dtypes import NARROW, is_float, tensorflow_name
 from castiron.keras.modules import stored_dtype
 from castiron.keras.updates import Updates
@@ -30,6 +31,10 @@ def check(optimizer: Any, parameters: Sequence[Any], policy: PrecisionPolicy) ->
         own = type(own).from_config(own.get_config())
         own.build(list(parameters))
     shapes = {tuple(v.shape) for v in parameters}
+    slots = {stored_dtype(v) for v in own.variables if tuple(v.shape) in shapes}
+    for dtype in sorted(slots & NARROW):
+        stochastic = wrapped and policy.updates.rounding == "stochastic"
+        yield from known.of_optimizer(own, dtype, stochastic=stochastic)
     expected = tensorflow_name(policy.state)
     odd: dict[str, list[str]] = {}
     for slot in own.variables:
