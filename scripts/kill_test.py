@@ -2,12 +2,12 @@
 
     python scripts/kill_test.py --kills 100
 
-Each run is a process of its own that trains a small lstm-sentiment with accumulation, an average of the
-weights, a schedule, dropout and shuffled data, a checkpoint after every other step. It is killed (SIGKILL)
-once, or `--times` times, at an instant drawn from the whole of an uninterrupted run: set-up, steps,
-validation, a checkpoint half written. Then it is resumed until it completes, and these must be equal, bit for
-bit, to the uninterrupted run: the weights of the last checkpoint, those of the best one, the rows of
-metrics.jsonl but for their clock, and the test metrics.
+Each run is a process of its own that trains a small recipe (`--recipe`, lstm-sentiment or tabular) with
+accumulation, an average of the weights, a schedule, dropout and shuffled data, a checkpoint after every other
+step. It is killed (SIGKILL) once, or `--times` times, at an instant drawn from the whole of an uninterrupted
+run: set-up, steps, validation, a checkpoint half written. Then it is resumed until it completes, and these
+must be equal, bit for bit, to the uninterrupted run: the weights of the last checkpoint, those of the best
+one, the rows of metrics.jsonl but for their clock, and the test metrics.
 
 With `--at training` the instant is drawn from the steps alone: once the run has logged a step that was drawn,
 and up to two steps later. That tells more where setting up takes most of a run, and where other work on the
@@ -43,10 +43,6 @@ from typing import Any
 
 CONFIG = (
     "data.batch_size=16",
-    "model.embedding=8",
-    "model.hidden=8",
-    "model.layers=2",
-    "model.text.max_vocabulary=200",
     "health.every=1000",
     "optimizer.schedule=cosine",
     "trainer.accumulate=2",
@@ -64,8 +60,16 @@ CONFIG = (
 ROWS_OF_STEP = 32
 ROWS = {"train": 192, "validation": 40, "test": 20}
 """Split → rows."""
-IN_TENSORFLOW = ("model.layers=1",)
-"""Half of a run is tracing the step, which takes as long for each layer."""
+RECIPES = {
+    "lstm-sentiment": (
+        "model.embedding=8",
+        "model.hidden=8",
+        "model.layers=2",
+        "model.text.max_vocabulary=200",
+    ),
+    "tabular": ("model.hidden=[16]",),
+}
+"""Recipe → a small model of it."""
 POLICIES = ("float32", "bf16-mixed", "bf16-true")
 
 
@@ -82,10 +86,19 @@ def main() -> int:
     )
     parser.add_argument("--policies", default=",".join(POLICIES), help="policies, in turn")
     parser.add_argument("--backend", default="torch", choices=("torch", "tensorflow"))
+    parser.add_argument("--recipe", default="lstm-sentiment", choices=tuple(RECIPES))
     parser.add_argument("--processes", type=int, default=1, help="that train a run together")
-    parser.add_argument("--strategy", default="ddp", help="of several processes: ddp or fsdp")
+    parser.add_argument(
+        "--strategy",
+        default="auto",
+        help="of several processes: ddp (auto) or fsdp; in TensorFlow multi-worker (auto)",
+    )
     parser.add_argument("--fresh", action="store_true", help="start each run by the command line")
-    parser.add_argument("--folder", type=Path, help="where runs are kept; a temporary folder by default")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where runs are kept, and uninterrupted ones found again; a temporary folder by default",
+    )
     parser.add_argument("--json", action="store_true", help="the account, for programs")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="castiron-kills-"))
@@ -102,7 +115,9 @@ def main() -> int:
                 backend=arguments.backend,
                 processes=arguments.processes,
                 strategy=arguments.strategy,
+                recipe=arguments.recipe,
             ),
+            runs=folder / arguments.recipe,
             tell=(lambda line: None) if arguments.json else lambda line: print(line, flush=True),
         )
     finally:
@@ -125,22 +140,29 @@ def kill(
     times: int = 1,
     seed: int = 0,
     at: str = "any",
+    runs: Path,
     policies: list[str],
     start: Start,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Kill so many runs and resume them. → the account."""
+    """Kill so many runs and resume them. → the account.
+
+    Args:
+        runs: where `start` puts them.
+    """
     draw = random.Random(seed)
     write_data(folder)
-    wait(start(folder, policies[0], "warm-up", False))
     whole: dict[str, tuple[dict[str, Any], float, float]] = {}
+    if not (runs / "warm-up").exists():
+        wait(start(folder, policies[0], "warm-up", False))
     for policy in policies:
+        run = runs / f"whole-{policy}"
         began = time.monotonic()
-        code = wait(start(folder, policy, f"whole-{policy}", False))
-        took = time.monotonic() - began
-        if code != 0:
-            raise SystemExit(f"The uninterrupted run under {policy} ended with {code}.")
-        run = folder / "lstm-sentiment" / f"whole-{policy}"
+        if not (run / "summary.json").exists():
+            code = wait(start(folder, policy, run.name, False))
+            if code != 0:
+                raise SystemExit(f"The uninterrupted run under {policy} ended with {code}.")
+        took = max(time.monotonic() - began, json.loads((run / "summary.json").read_text())["duration_s"])
         whole[policy] = (end_of(run), took, seconds_of_step(run))
         tell(f"whole run under {policy}: {took:.2f} s, weights {whole[policy][0]['last'][:12]}")
     moments: Counter[str] = Counter()
@@ -149,7 +171,7 @@ def kill(
     for number in range(kills):
         policy = policies[number % len(policies)]
         expected, took, step_s = whole[policy]
-        run = folder / "lstm-sentiment" / f"killed-{number}"
+        run = runs / f"killed-{seed}-{number}"
         for time_ in range(times):
             processes = start(folder, policy, run.name, time_ > 0)
             if at == "any":
@@ -218,11 +240,12 @@ def by_command(
     again: bool,
     *,
     processes: int = 1,
-    strategy: str = "ddp",
+    strategy: str = "auto",
     backend: str = "torch",
+    recipe: str = "lstm-sentiment",
 ) -> list[int]:
     """A run by the command line, in a Python of its own; it starts the processes of a run itself."""
-    arguments = arguments_of(folder, policy, name, again, processes, strategy, backend)
+    arguments = arguments_of(folder, policy, name, again, processes, strategy, backend, recipe)
     command = [sys.executable, "-m", "castiron", "train", *arguments, "-q"]
     with open(os.devnull, "wb") as nowhere:
         return [subprocess.Popen(command, stdout=nowhere, stderr=nowhere).pid]
@@ -235,11 +258,12 @@ def by_fork(
     again: bool,
     *,
     processes: int = 1,
-    strategy: str = "ddp",
+    strategy: str = "auto",
     backend: str = "torch",
+    recipe: str = "lstm-sentiment",
 ) -> list[int]:
     """The same, in copies of this process."""
-    arguments = arguments_of(folder, policy, name, again, processes, strategy, backend)
+    arguments = arguments_of(folder, policy, name, again, processes, strategy, backend, recipe)
     return fork_ranks([["train", *arguments, "--quiet"]] * processes, backend=backend)
 
 
@@ -314,22 +338,22 @@ def arguments_of(
     name: str,
     again: bool,
     processes: int = 1,
-    strategy: str = "ddp",
+    strategy: str = "auto",
     backend: str = "torch",
+    recipe: str = "lstm-sentiment",
 ) -> list[str]:
     """What to say to `castiron train`. A run that was killed before it had a config is begun again."""
-    run = folder / "lstm-sentiment" / name
+    run = folder / recipe / name
     if again and (run / "config.yaml").exists():
         return ["--resume", str(run), "--runs", str(folder)]
-    files = [f"data.{split}={folder / split}.csv" for split in ROWS]
+    files = [f"data.{split}={folder / split}.csv" for split in ROWS] if recipe == "lstm-sentiment" else []
     several: list[str] = []
     if processes > 1:
         size = f"data.batch_size={16 // processes}"
         several = [f"trainer.devices={processes}", f"trainer.strategy={strategy}", size]
         several += ["trainer.ema=null"] if strategy == "fsdp" else []
     where = [f"backend={backend}", f"precision={policy}", "--name", name, "--runs", str(folder)]
-    own = IN_TENSORFLOW if backend == "tensorflow" else ()
-    return ["lstm-sentiment", *CONFIG, *own, *several, *files, *where]
+    return [recipe, *CONFIG, *RECIPES[recipe], *several, *files, *where]
 
 
 def wait(processes: list[int]) -> int:

@@ -153,9 +153,14 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
             t("keras/test_keras_enforce.py::test_replicas_decide_as_one"),
         ),
         (
+            "recipes in several processes",
+            t("lightning/test_several_processes.py::test_several_processes_train_like_one"),
+            t("keras/test_several_workers.py::test_several_processes_train_like_one_on_rows_of_their_own"),
+        ),
+        (
             "sharded parameters (FSDP)",
             t("lightning/test_trainer.py::test_the_policy_becomes_fsdps_own_mixed_precision"),
-            no("not offered: tf.distribute replicates, recipes train on one device"),
+            no("not offered: tf.distribute replicates"),
         ),
     ],
     "Incident and replay": [

@@ -132,9 +132,9 @@ def test_a_dry_run_says_what_would_be(tmp_path: Path) -> None:
     assert found.plan.row("head").family == "matmul"
 
 
-def test_a_strategy_of_several_devices_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="X815 Recipes train on one device in TensorFlow"):
-        fit(tmp_path, "trainer.devices=2")
+def test_a_strategy_that_tensorflow_has_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such strategy for a recipe\. Expected auto, multi-worker"):
+        fit(tmp_path, "trainer.strategy=fsdp")
 
 
 RECIPE = '''

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -17,6 +18,7 @@ from castiron.training.ranks import (
     first_then_others,
     is_told,
     rank_here,
+    speaker,
     together,
 )
 
@@ -32,6 +34,33 @@ def test_a_process_knows_its_place_from_who_started_it() -> None:
     assert rank_here(srun) == Rank(5, 8, 1, "srun")
     batch_script = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
     assert rank_here(batch_script) is None
+
+
+def tf_config(kind: str, index: int, **cluster: list[str]) -> dict[str, str]:
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})}
+
+
+def test_tf_config_tells_it_to_tensorflow_alone() -> None:
+    workers = ["a:1", "a:2", "b:1"]
+    told = tf_config("worker", 1, worker=workers)
+    assert rank_here(told) is None
+    assert rank_here(told, backend="tensorflow") == Rank(1, 3, 1, "TF_CONFIG")
+    last = tf_config("worker", 2, worker=workers)
+    assert rank_here(last, backend="tensorflow") == Rank(2, 3, 0, "TF_CONFIG")
+    first = tf_config("worker", 0, chief=["a:1"], worker=["b:1"])
+    assert rank_here(first, backend="tensorflow") == Rank(1, 2, 0, "TF_CONFIG")
+    assert rank_here(tf_config("worker", 0, worker=["a:1"]), backend="tensorflow") is None
+    assert rank_here({"TF_CONFIG": "{}"}, backend="tensorflow") is None
+    ps = tf_config("ps", 0, worker=workers, ps=["c:1"])
+    for odd in ({"TF_CONFIG": "{"}, {"TF_CONFIG": "[]"}, tf_config("worker", 3, worker=workers), ps):
+        with pytest.raises(ConfigError, match="X815 TF_CONFIG does not say which worker this process is"):
+            rank_here(odd, backend="tensorflow")
+
+
+def test_who_speaks_of_a_held_step() -> None:
+    assert speaker([None, False, True]) == 2
+    assert speaker([None, False, False]) == 1
+    assert speaker([True]) == 0
 
 
 def config(**trainer: Any) -> RunConfig:

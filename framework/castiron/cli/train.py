@@ -63,23 +63,20 @@ def train(
     from castiron.cli.reporter import TerminalReporter
     from castiron.cli.usage import chosen
     from castiron.training.config_file import load_config
+    from castiron.training.launch import load_run
     from castiron.training.launch import resume as resume_run
     from castiron.training.launch import train as train_run
-    from castiron.training.ranks import rank_here
     from castiron.training.run_directory import RunDirectory
 
     given = list(overrides or [])
     if config is not None and _is_override(config):
         given = [config, *given]
         config = None
-    here = rank_here()
-    follows = here is not None and here.rank > 0  # of several processes, the first speaks
     if quiet and verbose:
         raise typer.Exit(wrong_arguments("--quiet and --verbose exclude each other.", "Give one of the two."))
     verbosity: Literal["quiet", "normal", "verbose"] = (
         "quiet" if quiet else "verbose" if verbose else "normal"
     )
-    reporter = TerminalReporter("quiet" if follows else verbosity)
     mismatch = chosen("--on-mismatch", on_mismatch, ("refuse", "cast"))
     if resume is not None:
         if name is not None:
@@ -87,6 +84,8 @@ def train(
                 wrong_arguments("--resume goes on under the run's own name.", "Leave out --name.")
             )
         run = RunDirectory.open(resume, runs)
+        follows = _follows(load_run(run))
+        reporter = TerminalReporter("quiet" if follows else verbosity)
         reporter.say(f"Resuming {run.path}")
         if weights is not None:
             raise typer.Exit(
@@ -102,6 +101,8 @@ def train(
     if dry_run:
         _dry_run(loaded, runs, name, verbosity)
         return
+    follows = _follows(loaded)
+    reporter = TerminalReporter("quiet" if follows else verbosity)
     reporter.say(_headline(loaded))
     run, outcome = train_run(
         loaded, runs=runs, name=name, reporter=reporter, weights=weights, on_mismatch=mismatch
@@ -111,6 +112,14 @@ def train(
 
 def _is_override(text: str) -> bool:
     return "=" in text and not Path(text).exists()
+
+
+def _follows(loaded: LoadedConfig) -> bool:
+    """Whether another process of this training speaks: of several, the first."""
+    from castiron.training.ranks import rank_here
+
+    here = rank_here(backend=loaded.config.backend)
+    return here is not None and here.rank > 0
 
 
 def _headline(loaded: LoadedConfig) -> str:

@@ -39,10 +39,10 @@ class KerasBackend:
 
         return session.fit(job)
 
-    def peers(self, here: Rank, timeout: float) -> AbstractContextManager[Peers]:
-        from castiron.keras.session import refuse_several
+    def peers(self, here: Rank, config: RunConfig) -> AbstractContextManager[Peers]:
+        from castiron.keras.peers import connected
 
-        raise refuse_several(f"{here.world} processes, started by {here.by}")
+        return connected(here, config)
 
     def evaluate(self, job: Job, splits: Sequence[Split] = ("test",)) -> dict[str, dict[str, float]]:
         from castiron.keras import session

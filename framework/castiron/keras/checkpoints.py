@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from castiron.diagnostics import Finding, ManifestError, Place, finding
 from castiron.keras.manifest import cast, expected_of, manifest_of, named
 from castiron.keras.module import RecipeModel
+from castiron.keras.workers import seed_states
 from castiron.training.checkpoint_file import (
     SEAL,
     STATE,
@@ -29,6 +30,7 @@ from castiron.training.checkpoint_file import (
 from castiron.training.inspection.safetensors import header
 from castiron.training.manifest import KEY, Manifest, TensorRecord, read_manifest
 from castiron.training.manifest_check import OnMismatch, Row, cast_told, check, overflow, same_content
+from castiron.training.ranks import Peers
 
 
 def random_state() -> dict[str, Any]:
@@ -47,6 +49,38 @@ def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, np.asarray(keys, np.uint32), position, has_gauss, cached))
+
+
+def random_states(module: RecipeModel, peers: Peers) -> dict[str, Any]:
+    """The generators of this process; where several train, those of all, with what each layer's generator and
+    recurrent state is there. All have to call it."""
+    if module.workers is None:
+        return random_state()
+    own = [v.numpy().tolist() for v in module.workers.own(module.core.snapshot.variables)]
+    return {"ranks": peers.gather({**random_state(), "layers": own})}
+
+
+def restore_random_states(module: RecipeModel, peers: Peers, state: dict[str, Any]) -> str:
+    """Put this process's generators back to what `random_states` returned; those of layers are rank 0's.
+
+    → what there is to say where another number of processes returned it: no generator goes on then where it
+    was.
+    """
+    states = state.get("ranks", [state])
+    if len(states) != peers.world:
+        if module.workers is not None:
+            module.workers.draw_apart(seed_states(module.model))
+        return (
+            f"The checkpoint is of {len(states)} processes, the run goes on with {peers.world}: the same "
+            "batches in the same order; random numbers drawn in training (dropout) are other ones."
+        )
+    own = states[peers.rank]
+    restore_random_state(own)
+    if module.workers is not None:
+        layers = module.workers.own(module.core.snapshot.variables)
+        for variable, value in zip(layers, own["layers"], strict=True):
+            variable.assign(np.asarray(value, variable.dtype.as_numpy_dtype))
+    return ""
 
 
 def write(

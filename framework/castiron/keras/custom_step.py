@@ -172,6 +172,13 @@ def check_model(model: Any) -> None:
     """Refuse what cannot be guarded, with the reason."""
     if "castiron" in model.__dict__:
         raise refused("the model is under a policy already", "a model that is not", "enforce twice")
+    strategy = model.distribute_strategy
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and strategy.num_replicas_in_sync > 1:
+        raise refused(
+            "Keras's fit does not train in several processes (as of 3.15: it fails before the first step)",
+            "a strategy of one process, or a recipe: castiron train with trainer.devices",
+            "MultiWorkerMirroredStrategy",
+        )
     if type(model).make_train_function is not keras.Model.make_train_function:
         raise refused(
             f"{type(model).__name__}.make_train_function is the model's own, and what it trains with is not "

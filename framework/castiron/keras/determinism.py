@@ -84,6 +84,8 @@ def set_threads(count: int | None) -> Finding | None:
         tf.config.threading.set_intra_op_parallelism_threads(count)
         tf.config.threading.set_inter_op_parallelism_threads(1 if count == 1 else 2)
     except RuntimeError:
+        if tf.config.threading.get_intra_op_parallelism_threads() == count:
+            return None
         now = tf.config.threading.get_intra_op_parallelism_threads() or "as many as there are cores"
         return finding(
             "X815",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from castiron.health.recorder import HealthRecorder
@@ -17,16 +18,23 @@ class Measuring:
     """What of a training's steps is measured, and where it is written.
 
     Args:
+        folder: where it is kept.
         resumed_at: last step that the training goes on from.
     """
 
     def __init__(
-        self, job: Job, module: RecipeModel, writer: EventWriter, *, resumed_at: int | None = None
+        self,
+        job: Job,
+        module: RecipeModel,
+        writer: EventWriter,
+        folder: Path,
+        *,
+        resumed_at: int | None = None,
     ) -> None:
         self._module = module
         self._loop = LoopHealth(module.core, module.policy, job.reporter.findings)
         self._loop.recorder = HealthRecorder(
-            job.run.path, writer, resumed_at=resumed_at, on_problem=lambda f: job.reporter.findings([f])
+            folder, writer, resumed_at=resumed_at, on_problem=lambda f: job.reporter.findings([f])
         )
         self.held, self.close = self._loop.held, self._loop.close
 

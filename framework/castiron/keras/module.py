@@ -19,11 +19,15 @@ from castiron.keras.loaders import TensorLoader, signature
 from castiron.keras.loss import to_loss_dtype
 from castiron.keras.modules import describe
 from castiron.keras.optimizers import Schedule, build_optimizer, coupled_decay
+from castiron.keras.peers import ClusterPeers
 from castiron.keras.precision import apply
+from castiron.keras.replicas import update_locally
 from castiron.keras.scaling import make_scaler
 from castiron.keras.step import StepCore
 from castiron.keras.updates import Updates
+from castiron.keras.workers import Workers
 from castiron.policy import Plan, resolve
+from castiron.training.ranks import Alone, Peers
 from castiron.training.recipe import Recipe
 from castiron.training.responses import promoted
 
@@ -31,10 +35,19 @@ Batch = Mapping[str, Any]
 
 
 class RecipeModel:
-    """The model of a recipe with its plan applied. What trains it is made by `prepare_training`."""
+    """The model of a recipe with its plan applied. What trains it is made by `prepare_training`.
 
-    def __init__(self, recipe: Recipe) -> None:
+    Args:
+        peers: the processes that train it together.
+    """
+
+    def __init__(self, recipe: Recipe, peers: Peers | None = None) -> None:
         self.recipe = recipe
+        self._peers = peers or Alone()
+        self.workers: Workers | None = None
+        """What its steps exchange with other processes, where there are any."""
+        if isinstance(self._peers, ClusterPeers):
+            self.workers = Workers(self._peers)
         config = recipe.run
         self.policy = config.precision
         self.schema = recipe.schema()
@@ -80,6 +93,10 @@ class RecipeModel:
             decay=coupled_decay(config.optimizer) if own else None,
         )
         self.core.jit_compile = config.trainer.compile
+        if self.workers is not None:
+            self.workers.share(self.model)
+            self.core.replicas = self.workers
+            update_locally(optimizer)
         self._steps: dict[tuple[int, bool, Watch | None], Any] = {}
 
     def promote(self, layer: str) -> Plan:
@@ -127,8 +144,9 @@ class RecipeModel:
                     "calibrating": result.calibrating,
                 }
 
+            together = run if self.workers is None else self.workers.run(run)
             self._steps[key] = tf.function(
-                lambda given: self._observed("training", run, given),
+                lambda given: self._observed("training", together, given),
                 input_signature=[[signature(dict(b)) for b in batches]],
                 jit_compile=self.core.jit_compile or None,
                 autograph=False,
@@ -146,7 +164,8 @@ class RecipeModel:
     # --- evaluation --------------------------------------------------------------------------------
 
     def evaluate(self, loader: TensorLoader) -> dict[str, float]:
-        """Loss and metrics of all batches of a loader, by name."""
+        """Loss and metrics of all batches of a loader, by name; of several processes, of the loaders of all,
+        which all have to call it."""
         for metric in self.metrics.values():
             metric.reset_state()
         losses, rows = [], []
@@ -161,12 +180,21 @@ class RecipeModel:
             rows.append(int(batch["row"].shape[0]))
         wide = np.dtype(self.policy.accumulate)
         weights = np.asarray(rows, wide)
-        self.results = {}
-        if rows:
-            values = np.asarray([loss.numpy() for loss in losses], wide)
-            self.results["loss"] = float((values * weights).sum() / weights.sum())
+        values = np.asarray([loss.numpy() for loss in losses], wide)
+        total, count = self._of_all((values * weights).sum(), weights.sum())
+        self.results = {"loss": float(total / count)} if count else {}
         self.results |= {name: float(metric.result()) for name, metric in self.metrics.items()}
         return self.results
+
+    def _of_all(self, total: Any, count: Any) -> tuple[Any, Any]:
+        """Sum of losses and number of rows over all processes; the counts of metrics likewise."""
+        if self._peers.world == 1:
+            return total, count
+        counted = [v for metric in self.metrics.values() for v in metric.variables]
+        shares = self._peers.gather((total, count, [v.numpy() for v in counted]))
+        for variable, *values in zip(counted, *(share[2] for share in shares), strict=True):
+            variable.assign(np.sum(values, 0))
+        return sum(share[0] for share in shares), sum(share[1] for share in shares)
 
     def _evaluate(self, batch: Batch) -> Any:
         outputs = self._outputs(batch)

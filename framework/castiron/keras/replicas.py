@@ -34,6 +34,13 @@ class Alone:
         """Whether every replica says so: boolean, in the graph."""
         return good
 
+    def agree(self, good: Any, loss: Any) -> tuple[Any, Any]:
+        """Whether every replica says so, and the loss to tell."""
+        return self.all_good(good), loss
+
+    def settle(self) -> None:
+        """What all replicas do together once a step was applied or held."""
+
 
 class Replicas(Alone):
     """Several replicas, in the function that `strategy.run` runs."""

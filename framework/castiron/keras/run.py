@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from castiron.data import Batches
 from castiron.diagnostics import NumericIncident
 from castiron.health.writer import EventWriter
 from castiron.keras import checkpoints
@@ -19,11 +20,15 @@ from castiron.keras.measuring import Measuring
 from castiron.keras.module import RecipeModel
 from castiron.keras.recorder import Recorder
 from castiron.keras.responding import Restore, RollbackPoints
+from castiron.keras.workers import seed_states
 from castiron.policy import Plan
 from castiron.training.backend import Job, Outcome, Status
 from castiron.training.checkpoints import rotate
+from castiron.training.followed import own_folder
+from castiron.training.held import suspicion
 from castiron.training.manifest import asset_digests
 from castiron.training.preparation import Prepared
+from castiron.training.ranks import together
 from castiron.training.run_directory import CONFIG
 from castiron.training.schedules import total_steps
 from castiron.training.stopping import StopRequests
@@ -37,13 +42,17 @@ class TrainingRun:
         config = job.config
         self._config = config.trainer
         self._policy = config.precision
-        self._module = RecipeModel(prepared.recipe)
+        self._peers = job.peers
+        self._module = RecipeModel(prepared.recipe, job.peers)
         schema = self._module.schema
-        self._train = TensorLoader(prepared.batches["train"], self._policy, schema, self._config.limit_train)
+        train = self._share(prepared.batches["train"])
+        self._train = TensorLoader(train, self._policy, schema, self._config.limit_train)
         self._validation = self._loader("validation", self._config.limit_validation)
         self._steps = total_steps(self._config, len(self._train))
         self._module.prepare_training(self._steps)
-        self._held = HeldSteps(self._module.core, self._module.plan, self._origin, job.run.incidents, self)
+        self._held = HeldSteps(
+            self._module.core, self._module.plan, self._origin, job.run.incidents, self, job.peers
+        )
         self._held.assets = job.run.assets
         self._held.config = (job.run.path / CONFIG).read_text(encoding="utf-8")
         self._best: list[Any] = [None, None, {}]
@@ -76,13 +85,20 @@ class TrainingRun:
                     on_mismatch=job.on_mismatch,
                 )
             )
-        with EventWriter(
-            job.run.path,
-            on_problem=lambda f: job.reporter.findings([f]),
-            resumed_at=state["step"] if state else None,
-        ) as writer:
+        elif self._module.workers is not None:
+            model = self._module.model
+            self._module.workers.begin([v._value for v in model.variables], seed_states(model))
+        with contextlib.ExitStack() as scratch:
+            folder = own_folder(job.run, scratch)
+            writer = scratch.enter_context(
+                EventWriter(
+                    folder,
+                    on_problem=lambda f: job.reporter.findings([f]),
+                    resumed_at=state["step"] if state else None,
+                )
+            )
             try:
-                outcome = self._fit(writer, state)
+                outcome = self._fit(writer, state, folder)
             except BaseException:
                 writer.hparams_end(success=False)
                 raise
@@ -91,14 +107,14 @@ class TrainingRun:
 
     # --- the loop ----------------------------------------------------------------------------------
 
-    def _fit(self, writer: EventWriter, state: dict[str, Any]) -> Outcome:
+    def _fit(self, writer: EventWriter, state: dict[str, Any], folder: Path) -> Outcome:
         job, module = self._job, self._module
         recorder = self._recorder = Recorder(job, writer, module, self._steps, len(self._train))
         recorder.open({split: data.report for split, data in self._prepared.datasets.items()})
         if state:
             self._resume(state)
-        audit_before_training(job, module, self._train)
-        self._health = Measuring(job, module, writer, resumed_at=state["step"] if state else None)
+        together(self._peers, lambda: audit_before_training(job, module, self._train))
+        self._health = Measuring(job, module, writer, folder, resumed_at=state["step"] if state else None)
         recorder.begin(state.get("step", 0), state.get("batches_done", 0))
         status: Status = "completed"
         failure: NumericIncident | None = None
@@ -155,10 +171,11 @@ class TrainingRun:
                     validated = True
                 if config.checkpoint_every and recorder.step % config.checkpoint_every == 0:
                     self._write_last()
-                if stop.asked:
+                asked = stop.asked if self._module.workers is None else self._module.workers.asked(stop.asked)
+                if asked:
                     recorder.log()
                     self._write_last()
-                    return stop.asked
+                    return asked
                 if self._is_over():
                     break
         recorder.log()
@@ -186,9 +203,9 @@ class TrainingRun:
         self._tried += 1
         self._since_validation += len(batches)
         every = self._policy.guard.every
-        health = self._health.watch(recorder.step)
+        health = self._health.watch(recorder.step) if self._peers.rank == 0 else None
         found = module.step(batches, every == 1 or self._tried % every == 1, health)
-        rows = sum(int(b["row"].shape[0]) for b in batches)
+        rows = sum(int(b["row"].shape[0]) for b in batches) * self._peers.world
         if bool(found["committed"]):
             recorder.committed(float(found["loss"]), rows, len(batches))
             audit_after_a_step(self._job, module, recorder.step)
@@ -197,13 +214,15 @@ class TrainingRun:
             return
         self._health.held(recorder.step)
         recorder.batches_done += len(batches)
-        verdict = module.core.verdict(found["flagged"], len(batches))
+        verdicts = self._peers.gather(module.core.verdict(found["flagged"], len(batches)))
+        # A rank whose own losses are finite may see in the gradients what another's have done to them.
+        verdict = max(verdicts, key=suspicion)
         scale = module.scaler.check() if verdict.gradients_only else None
         if module.core.is_expected(verdict, found["calibrating"]):
             self._overflows += 1
             return
         epoch = math.ceil(recorder.batches_done / len(self._train))
-        told = self._held.respond(module.forward, batches, verdict, recorder.step, scale, epoch=epoch)
+        told = self._held.respond(module.forward, batches, verdicts, recorder.step, scale, epoch=epoch)
         recorder.held += 1
         self._job.reporter.findings([told])
 
@@ -227,7 +246,8 @@ class TrainingRun:
         return plan
 
     def _keep(self, step: int) -> tuple[Restore, Restore]:
-        path = self._path(f"rollback-{step}")
+        own = f"-{self._peers.rank}" if self._peers.rank else ""
+        path = self._path(f"rollback-{step}{own}")
         checkpoints.write(path, self._module, {"step": step})
 
         def restore() -> None:
@@ -261,7 +281,7 @@ class TrainingRun:
         assert self._validation is not None
         self._since_validation = 0
         recorder.log()
-        averaged = nullcontext() if module.average is None else module.average.swapped_in()
+        averaged = contextlib.nullcontext() if module.average is None else module.average.swapped_in()
         with averaged:
             results = module.evaluate(self._validation)
         recorder.evaluated("validation")
@@ -311,29 +331,31 @@ class TrainingRun:
         # What is written twice in a step replaces itself; older ones stay as they are.
         again = self._written.get(path) == recorder.step
         self._written[path] = recorder.step
-        checkpoints.write(
-            path,
-            self._module,
-            {
-                "step": recorder.step,
-                "batches_done": recorder.batches_done,
-                "held": recorder.held,
-                "tried": self._tried,
-                "since_validation": self._since_validation,
-                "loader": self._train.state_dict(),
-                "random": checkpoints.random_state(),
-                "best": self._best,
-                "early": [self._early_best, self._waited],
-                "responses": self._held.responses.state_dict(),
-                "rate": self._module.schedule.scale,
-            },
-            assets=self._assets(),
-            replacing=None if again else lambda: rotate(path, keep),
-        )
+        state = {
+            "step": recorder.step,
+            "batches_done": recorder.batches_done,
+            "held": recorder.held,
+            "tried": self._tried,
+            "since_validation": self._since_validation,
+            "loader": self._train.state_dict(),
+            "random": checkpoints.random_states(self._module, self._peers),
+            "best": self._best,
+            "early": [self._early_best, self._waited],
+            "responses": self._held.responses.state_dict(),
+            "rate": self._module.schedule.scale,
+        }
+
+        def write() -> None:
+            replacing = None if again else lambda: rotate(path, keep)
+            checkpoints.write(path, self._module, state, assets=self._assets(), replacing=replacing)
+
+        together(self._peers, lambda: write() if self._peers.rank == 0 else None)
 
     def _resume(self, state: dict[str, Any]) -> None:
         self._train.load_state_dict(state["loader"])
-        checkpoints.restore_random_state(state["random"])
+        told = checkpoints.restore_random_states(self._module, self._peers, state["random"])
+        if told:
+            self._job.reporter.say(told)
         self._recorder.held = state["held"]
         self._tried, self._since_validation = state["tried"], state["since_validation"]
         self._best, (self._early_best, self._waited) = state["best"], state["early"]
@@ -344,7 +366,14 @@ class TrainingRun:
 
     def _loader(self, split: str, limit: int | None) -> TensorLoader | None:
         batches = self._prepared.batches.get(split)
-        return None if batches is None else TensorLoader(batches, self._policy, self._module.schema, limit)
+        if batches is None:
+            return None
+        return TensorLoader(self._share(batches), self._policy, self._module.schema, limit)
+
+    def _share(self, batches: Batches) -> Batches:
+        """This process's batches."""
+        peers = self._peers
+        return batches.shard(peers.rank, peers.world) if peers.world > 1 else batches
 
     def _origin(self, row: int) -> str:
         """Where a training row stands: file and line."""

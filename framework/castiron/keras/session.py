@@ -18,6 +18,7 @@ from castiron.keras.determinism import deterministic_operations, seed_everything
 from castiron.keras.loaders import TensorLoader
 from castiron.keras.module import RecipeModel
 from castiron.keras.modules import variables
+from castiron.keras.peers import told_as_lost
 from castiron.keras.run import TrainingRun
 from castiron.keras.switches import matmul_switches
 from castiron.training.audit import AuditReport
@@ -25,7 +26,12 @@ from castiron.training.backend import Job, Outcome, Preview, Reporter, Silent, S
 from castiron.training.config import RunConfig
 from castiron.training.manifest import asset_digests
 from castiron.training.preparation import make_batches, prepare
+from castiron.training.rank_facts import code_facts, data_facts
+from castiron.training.ranks import check_alike, first_then_others, world_of
 from castiron.training.schedules import total_steps
+
+STRATEGIES = ("auto", "multi-worker")
+"""What `trainer.strategy` may be; several devices are trained on by several processes under both."""
 
 
 def preview(job: Job) -> Preview:
@@ -33,7 +39,7 @@ def preview(job: Job) -> Preview:
         prepared = prepare(job)
         module = RecipeModel(prepared.recipe)
     config = job.config.trainer
-    batches = len(prepared.batches["train"])
+    batches = len(prepared.batches["train"].shard(0, world_of(job.config)))
     batches = batches if config.limit_train is None else min(batches, config.limit_train)
     return Preview(
         plan=module.plan,
@@ -56,8 +62,14 @@ def audit(job: Job) -> AuditReport:
 
 def fit(job: Job) -> Outcome:
     _refuse_weights(job)
-    with session(job.config, job.reporter):
-        return TrainingRun(job, prepare(job)).run()
+    peers = job.peers
+    if peers.world > 1:
+        _check_several(job.config)
+    with session(job.config, job.reporter), told_as_lost(peers.rank):
+        check_alike(peers, "versions and code", code_facts(job.recipe))
+        prepared = first_then_others(peers, lambda: prepare(job))
+        check_alike(peers, "data", data_facts(prepared.datasets, prepared.batches) if peers.world > 1 else {})
+        return TrainingRun(job, prepared).run()
 
 
 def evaluate(job: Job, splits: Sequence[Split]) -> dict[str, dict[str, float]]:
@@ -162,10 +174,31 @@ def _own_floatx() -> Iterator[None]:
 def _check(config: RunConfig) -> None:
     """Refuse what this wing does not do, rather than not do it (X815)."""
     trainer = config.trainer
-    if trainer.devices > 1 or trainer.nodes > 1 or trainer.strategy != "auto":
-        key = "strategy" if trainer.devices == trainer.nodes == 1 else "devices"
-        received = f"devices {trainer.devices}, nodes {trainer.nodes}, strategy {trainer.strategy}"
-        raise refuse_several(received, f"trainer.{key}")
+    if trainer.strategy not in STRATEGIES:
+        raise ConfigError(
+            finding(
+                "X815",
+                "TensorFlow has no such strategy for a recipe.",
+                place=Place(key="trainer.strategy"),
+                expected=", ".join(STRATEGIES),
+                received=trainer.strategy,
+                remedy="Leave it at auto, or use backend: torch.",
+            )
+        )
+
+
+def _check_several(config: RunConfig) -> None:
+    """Refuse what several processes do not do in this wing (X815)."""
+    if config.trainer.compile:
+        raise ConfigError(
+            finding(
+                "X815",
+                "A step that several processes take is not compiled by XLA.",
+                place=Place(key="trainer.compile"),
+                expected="trainer.compile=false, or one process",
+                received="trainer.compile=true",
+            )
+        )
 
 
 def _refuse_weights(job: Job) -> None:
@@ -181,17 +214,3 @@ def _refuse_weights(job: Job) -> None:
                 remedy="Use backend: torch, and `castiron convert` afterwards.",
             )
         )
-
-
-def refuse_several(received: str, key: str = "trainer.devices") -> ConfigError:
-    """The error for more than one process or device."""
-    return ConfigError(
-        finding(
-            "X815",
-            "Recipes train on one device in TensorFlow.",
-            place=Place(key=key),
-            expected="devices 1, nodes 1, strategy auto",
-            received=received,
-            remedy="Use backend: torch, or castiron.keras.enforce under a tf.distribute strategy.",
-        )
-    )

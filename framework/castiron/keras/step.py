@@ -103,8 +103,8 @@ class StepCore:
         before = self.snapshot.take()
         calibrating = self.scaler.may_fall()
         seen, gradients = self._compute(forward, batches)
-        self._observe(gradients)
         gradients = self.replicas.gradients(gradients)
+        self._observe(gradients)
         losses = [loss for _, loss, _ in seen]
         loss = losses[0] if len(losses) == 1 else tf.add_n(losses) / len(losses)
         present = [g for g in gradients if g is not None]
@@ -121,7 +121,7 @@ class StepCore:
             gradients_good = all_finite(present, squares)
         else:
             gradients_good = tf.constant(True)
-        good = self.replicas.all_good(good)
+        good, loss = self.replicas.agree(good, loss)
         if self.scaler.active:
             # A loss that is not finite says nothing about the scale.
             tf.cond(good, lambda: self._rescale(gradients_good), lambda: tf.constant(0))
@@ -166,6 +166,7 @@ class StepCore:
             applied, flagged = commit()
         else:
             applied, flagged = tf.cond(good, commit, hold)
+        self.replicas.settle()
         self._names_by_count[len(batches)] = self.names
         return StepResult(loss, applied, flagged, calibrating)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from castiron.diagnostics import Finding
-from castiron.training.held import Verdict
+from castiron.training.held import ELSEWHERE, Verdict, suspicion
 from castiron.training.incident import Incident
 
 
@@ -20,7 +20,7 @@ def agreed(trainer: pl.Trainer, verdict: Verdict) -> Verdict:
     bad = trainer.strategy.reduce_boolean_decision(verdict.bad, all=False)
     if verdict.bad or not bad:
         return verdict
-    return Verdict(True, {"another rank": ()})
+    return Verdict(True, {ELSEWHERE: ()})
 
 
 def agreed_flag(trainer: pl.Trainer, flag: Tensor) -> Tensor:
@@ -33,13 +33,10 @@ def agreed_flag(trainer: pl.Trainer, flag: Tensor) -> Tensor:
 
 
 def suspected(trainer: pl.Trainer, own: Verdict) -> bool:
-    """Whether this rank's part of the step looks bad. All processes have to call it.
-
-    Gradients are the mean over all ranks: they are bad everywhere. A bad loss or buffer is a rank's own.
-    """
+    """Whether this rank's part of the step looks bad. All processes have to call it."""
     if trainer.world_size == 1:
         return True
-    mine = 2.0 if set(own.seen) - {"gradients", "another rank"} else 1.0 if "gradients" in own.seen else 0.0
+    mine = suspicion(own)
     return mine == float(_of_all(trainer, mine).max())
 
 

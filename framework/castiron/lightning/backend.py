@@ -39,10 +39,10 @@ class LightningBackend:
 
         return session.fit(job)
 
-    def peers(self, here: Rank, timeout: float) -> AbstractContextManager[Peers]:
+    def peers(self, here: Rank, config: RunConfig) -> AbstractContextManager[Peers]:
         from castiron.lightning.peers import connected
 
-        return connected(here, timeout)
+        return connected(here, config)
 
     def evaluate(self, job: Job, splits: Sequence[Split] = ("test",)) -> dict[str, dict[str, float]]:
         from castiron.lightning import session

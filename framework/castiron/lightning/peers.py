@@ -13,20 +13,8 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import distributed
 
-from castiron.diagnostics import finding
-from castiron.training.ranks import STORE, PeerLost, Peers, Rank
-
-_LOST = (
-    "closed by peer",
-    "reset by peer",
-    "timed out",
-    "timeout",
-    "connection refused",
-    "connection was likely closed",
-    "socket",
-    "broken pipe",
-)
-"""What the messages of a lost connection have in common (gloo raises a plain RuntimeError)."""
+from castiron.training.config import RunConfig
+from castiron.training.ranks import STORE, Peers, Rank, is_loss, peer_lost
 
 
 class GroupPeers:
@@ -43,8 +31,8 @@ class GroupPeers:
 
 
 @contextlib.contextmanager
-def connected(here: Rank, timeout: float) -> Iterator[Peers]:
-    """Connect with the others; wait for them at most `timeout` seconds, now and at each exchange.
+def connected(here: Rank, config: RunConfig) -> Iterator[Peers]:
+    """Connect with the others; wait for them at most `trainer.timeout` seconds, now and at each exchange.
 
     On a machine with GPUs what lies on them goes by nccl, all else by gloo.
 
@@ -61,7 +49,7 @@ def connected(here: Rank, timeout: float) -> Iterator[Peers]:
             init_method=f"file://{store}" if store else "env://",
             rank=here.rank,
             world_size=here.world,
-            timeout=timedelta(seconds=timeout),
+            timeout=timedelta(seconds=config.trainer.timeout),
         )
     yield GroupPeers(here)
     # Not after an error: others may be gone, and the group would wait for them.
@@ -82,17 +70,7 @@ def told_as_lost(rank: int) -> Iterator[None]:
     except (RuntimeError, OSError) as e:
         text = str(e)
         network = isinstance(e, distributed.DistError)
-        if not network and not any(word in text.lower() for word in _LOST):
+        if not network and not is_loss(text):
             raise
         slow = "timed out" in text.lower() or "timeout" in text.lower()
-        raise PeerLost(
-            finding(
-                "X831",
-                f"Rank {rank} "
-                + ("got no answer from another process in time." if slow else "lost another process."),
-                received=_first_sentence(text),
-                remedy="Look at what ended it, or raise trainer.timeout; then go on with castiron train "
-                "--resume RUN.",
-                rank=rank,
-            )
-        ) from e
+        raise peer_lost(rank, _first_sentence(text), slow=slow) from e

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from castiron.torch.audit.errors import dtype_errors
 from castiron.torch.manifest import optimizer_identity
 from castiron.torch.optimizers import build_optimizer
 from castiron.training.backend import Job, Outcome, Status
+from castiron.training.followed import own_folder
 from castiron.training.incident import Incident
 from castiron.training.incident_text import as_markdown
 from castiron.training.manifest import asset_digests, numbers_of
@@ -70,7 +70,7 @@ class TrainingRun:
         with (
             contextlib.ExitStack() as scratch,
             EventWriter(
-                self._events_folder(scratch),
+                own_folder(job.run, scratch),
                 on_problem=lambda f: job.reporter.findings([f]),
                 resumed_at=resumed_at,
             ) as writer,
@@ -82,12 +82,6 @@ class TrainingRun:
                 raise
             writer.hparams_end(success=outcome.status == "completed")
         return outcome
-
-    def _events_folder(self, scratch: contextlib.ExitStack) -> Path:
-        """The run's; of several processes, one writes there."""
-        if self._job.peers.rank == 0:
-            return self._job.run.path
-        return Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="castiron-events-")))
 
     def _read_state(self) -> None:
         """Read what training goes on from, or starts with, and hold it against this run."""

@@ -237,15 +237,16 @@ class Backend(Protocol):
     def fit(self, job: Job) -> Outcome:
         """Train. Ctrl-C and SIGTERM leave a resumable checkpoint and come back as an outcome."""
 
-    def peers(self, here: Rank, timeout: float) -> AbstractContextManager[Peers]:
+    def peers(self, here: Rank, config: RunConfig) -> AbstractContextManager[Peers]:
         """The processes that train together, connected; `fit` of a job with them is called by each.
 
         Args:
             here: this process's place among them.
-            timeout: seconds that one waits for the others before it gives up (X831).
+            config: `trainer.timeout` says how many seconds one waits for the others before it gives up
+                (X831).
 
         Raises:
-            ConfigError: this wing trains in one process only (X815).
+            ConfigError: the wing cannot connect what was started in this way (X815).
         """
 
     def evaluate(self, job: Job, splits: Sequence[Split] = ("test",)) -> dict[str, dict[str, float]]:

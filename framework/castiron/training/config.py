@@ -179,12 +179,12 @@ class TrainerConfig(Section):
     """Where to compute. auto: cuda where there is one."""
     strategy: str = "auto"
     """How several devices train together: ddp (each has the whole model), fsdp (each has a share of it);
-    auto: ddp."""
+    auto: ddp. In TensorFlow multi-worker (each has the whole model), and auto is that."""
     devices: PositiveInt = 1
     """Number of devices on each machine, or of processes on the CPU. Each has batches of its own, of
     data.batch_size rows."""
     nodes: PositiveInt = 1
-    """Number of machines; more than one are started by torchrun or srun."""
+    """Number of machines; more than one are started by torchrun or srun, in TensorFlow with TF_CONFIG."""
     timeout: PositiveFloat = 1800.0
     """Seconds that one of several processes waits for the others before it gives up."""
     deterministic: bool = True

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from castiron.training.run_directory import RunDirectory
+
+
+def own_folder(run: RunDirectory, scratch: ExitStack) -> Path:
+    """Where a process may write what one of them has to: the run's folder, or else one that is gone with
+    `scratch`."""
+    if not isinstance(run, FollowedRun):
+        return run.path
+    return Path(scratch.enter_context(TemporaryDirectory(prefix="castiron-rank-")))
 
 
 class FollowedRun(RunDirectory):

@@ -33,6 +33,18 @@ class Verdict:
         return self.bad and set(self.seen) == {"gradients"}
 
 
+ELSEWHERE = "another rank"
+"""What of a step was bad where all was finite on this rank, but not on another."""
+
+
+def suspicion(own: Verdict) -> float:
+    """How much speaks for it that a step went wrong on the rank of this verdict, beside those of others.
+
+    Gradients are summed over all ranks: they are bad everywhere. A bad loss or buffer is a rank's own.
+    """
+    return 2.0 if set(own.seen) - {"gradients", ELSEWHERE} else 1.0 if "gradients" in own.seen else 0.0
+
+
 def incident_of(
     attribution: Attribution,
     *,

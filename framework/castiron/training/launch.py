@@ -150,10 +150,11 @@ def _launch(
     Args:
         begin: makes or finds the run, and says what it goes on from; called by the process that writes.
     """
-    config, here = loaded.config, rank_here()
+    config = loaded.config
+    here = rank_here(backend=config.backend)
     backend = load_backend(config.backend)
     check_world(config, here)
-    with backend.peers(here, config.trainer.timeout) if here else alone() as peers:
+    with backend.peers(here, config) if here else alone() as peers:
         check_alike(peers, "config", config_facts(config))
         begun = together(peers, lambda: begin() if peers.rank == 0 else None)
         where, checkpoint = peers.gather((begun[0].path.resolve(), begun[1]) if begun else None)[0]
@@ -206,7 +207,7 @@ def _fit(backend: Backend, job: Job, loaded: LoadedConfig, *, again: bool = Fals
 
 def _train(backend: Backend, job: Job) -> Outcome:
     """In this process, or in as many as the config asks for and nobody has started."""
-    if job.peers.world == 1 and world_of(job.config) > 1 and job.config.backend == "torch":
+    if job.peers.world == 1 and world_of(job.config) > 1:
         return processes.fit(job)
     return backend.fit(job)
 

@@ -5,8 +5,9 @@ Nothing here knows how they talk: a wing gives `Peers`, by way of its own framew
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -42,28 +43,109 @@ class Rank:
     local: int
     """From 0, on this machine."""
     by: str
-    """Who started them: castiron, torchrun or srun."""
+    """Who started them: castiron, torchrun, srun; or TF_CONFIG, which says it to TensorFlow."""
 
 
-def rank_here(environment: Mapping[str, str] | None = None) -> Rank | None:
+def rank_here(environment: Mapping[str, str] | None = None, *, backend: str = "torch") -> Rank | None:
     """What `torchrun`, `srun` or castiron itself said of this process; None where it is alone.
 
     A batch script's own shell is alone, also where Slurm has given it several tasks: only `srun` starts them.
+
+    Args:
+        backend: who trains; `TF_CONFIG` is for tensorflow alone.
+
+    Raises:
+        ConfigError: `TF_CONFIG` says nothing of this process that can be used (X815).
     """
     env = os.environ if environment is None else environment
     if "TORCHELASTIC_RUN_ID" in env and env.get("RANK", "").isdecimal():
         by, names = "castiron" if STORE in env else "torchrun", ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     elif env.get("SLURM_STEP_NUM_TASKS", "").isdecimal() and env.get("SLURM_PROCID", "").isdecimal():
         by, names = "srun", ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    elif backend == "tensorflow" and env.get("TF_CONFIG"):
+        return _rank_in(env["TF_CONFIG"])
     else:
         return None
     rank, world, local = (int(env.get(name, "0")) for name in names)
     return Rank(rank, world, local, by) if world > 1 else None
 
 
+def _rank_in(text: str) -> Rank | None:
+    """A process's place as `TF_CONFIG` tells it; None where it is alone."""
+    try:
+        told = json.loads(text)
+        cluster, task = told.get("cluster", {}), told.get("task", {})
+        kind, index = task.get("type", "worker"), int(task.get("index", 0))
+        workers = addresses(told)
+        own = [str(address) for address in cluster.get(kind, ())]
+        known = not workers or (kind in ("chief", "worker") and 0 <= index < len(own))
+        if not known or set(cluster) - {"chief", "worker"}:
+            raise ValueError(f"task {kind} {index} of {', '.join(cluster) or 'no cluster'}")
+    except (ValueError, TypeError, AttributeError, KeyError) as e:
+        raise ConfigError(
+            finding(
+                "X815",
+                "TF_CONFIG does not say which worker this process is.",
+                expected='{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}}',
+                received=str(e)[:200] or type(e).__name__,
+                remedy="Set it for each process, with an index of its own; or unset it.",
+            )
+        ) from None
+    if len(workers) < 2:
+        return None
+    rank = index + (len(workers) - len(own) if kind == "worker" else 0)
+    host = workers[rank].rpartition(":")[0]
+    local = sum(other.rpartition(":")[0] == host for other in workers[:rank])
+    return Rank(rank, len(workers), local, "TF_CONFIG")
+
+
+def addresses(tf_config: Mapping[str, Any]) -> list[str]:
+    """Where the processes are that train together, by rank, as `TF_CONFIG` has it: the chief is the first."""
+    cluster = tf_config.get("cluster", {})
+    return [str(address) for kind in ("chief", "worker") for address in cluster.get(kind, ())]
+
+
 def world_of(config: RunConfig) -> int:
     """Processes that a config asks for."""
     return config.trainer.devices * config.trainer.nodes
+
+
+_LOSS = (
+    "closed by peer",
+    "reset by peer",
+    "timed out",
+    "timeout",
+    "connection refused",
+    "connection was likely closed",
+    "socket",
+    "broken pipe",
+)
+"""What messages of a lost connection have in common (gloo raises a plain RuntimeError)."""
+
+
+def is_loss(message: str) -> bool:
+    """Whether the message of a failed exchange speaks of a lost connection."""
+    return any(words in message.lower() for words in _LOSS)
+
+
+def peer_lost(rank: int, received: str, *, slow: bool) -> PeerLost:
+    """The error of a failed exchange (X831).
+
+    Args:
+        received: what was said of it.
+        slow: the other gave no answer in time; else it is gone.
+    """
+    return PeerLost(
+        finding(
+            "X831",
+            f"Rank {rank} "
+            + ("got no answer from another process in time." if slow else "lost another process."),
+            received=received,
+            remedy="Look at what ended it, or raise trainer.timeout; then go on with castiron train "
+            "--resume RUN.",
+            rank=rank,
+        )
+    )
 
 
 def check_world(config: RunConfig, here: Rank | None) -> None:
@@ -205,6 +287,17 @@ def check_alike(peers: Peers, what: str, facts: Mapping[str, Any]) -> None:
     if peers.rank > 0:
         error.told = True  # type: ignore[attr-defined]
     raise error
+
+
+def speaker(reproduced: Sequence[bool | None]) -> int:
+    """The rank that speaks for all of a held step: the lowest where replay met the fault again, else the
+    lowest that was replayed at all.
+
+    Args:
+        reproduced: of each rank whether its replay met the fault; None where it was not replayed.
+    """
+    marks = [-1 if met is None else int(met) for met in reproduced]
+    return marks.index(max(marks))
 
 
 @contextmanager

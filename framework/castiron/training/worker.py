@@ -48,13 +48,13 @@ def main(descriptor: int) -> int:
 
 
 def _fit(task: Task, connection: Connection[Any, Any]) -> Outcome:
-    here = rank_here()
-    assert here is not None
     loaded = load_run(RunDirectory(task.run))
+    here = rank_here(backend=loaded.config.backend)
+    assert here is not None
     check_world(loaded.config, here)
     backend = load_backend(loaded.config.backend)
     run = RunDirectory(task.run) if here.rank == 0 else FollowedRun(task.run)
-    with backend.peers(here, loaded.config.trainer.timeout) as peers, loaded.placing():
+    with backend.peers(here, loaded.config) as peers, loaded.placing():
         job = Job(
             config=loaded.config,
             recipe=loaded.recipe,
