@@ -1,4 +1,4 @@
-"""What tests of recipes share: a few steps of training under every preset that the CPU supports."""
+"""What tests of recipes share: a few steps of training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from castiron.training.backend import Outcome
 from castiron.training.config_file import load_config
 from castiron.training.launch import train
 
-CPU_PRESETS = ("float64", "float32", "bf16-mixed", "bf16-true", "fp16-mixed", "fp16-true")
-
 FEW = (
     "trainer.max_steps=4",
     "trainer.limit_validation=1",
@@ -23,11 +21,6 @@ FEW = (
     "trainer.device=cpu",
     "trainer.log_every=1",
 )
-
-
-@pytest.fixture(params=CPU_PRESETS)
-def preset(request: pytest.FixtureRequest) -> str:
-    return request.param
 
 
 @pytest.fixture

@@ -97,10 +97,6 @@ def test_heads_must_fit() -> None:
 SMALL = ("model.context=16", "model.stride=16", "model.width=16", "model.layers=1", "model.heads=2")
 
 
-def test_it_trains_under_every_preset(few_steps, preset: str) -> None:
-    few_steps("char-lm", f"precision={preset}", *SMALL)
-
-
 def test_it_predicts_the_next_character(few_steps) -> None:
     from castiron.training.backend import Job, load_backend
 

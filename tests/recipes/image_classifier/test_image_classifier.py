@@ -67,10 +67,6 @@ def test_the_logits_of_an_image_do_not_depend_on_the_others_once_trained() -> No
     torch.testing.assert_close(model(images)[2:3], model(images[2:3]))
 
 
-def test_it_trains_under_every_preset(few_steps, preset: str) -> None:
-    few_steps("image-classifier", f"precision={preset}", "data.batch_size=32")
-
-
 def test_it_learns(few_steps) -> None:
     run, _ = few_steps("image-classifier", "trainer.max_steps=4")
     losses = [row["train/loss"] for row in run.metrics() if "train/loss" in row]

@@ -1,4 +1,4 @@
-"""The recipe `matrix-product`: both ways of summing, its lengths, training under every preset of the CPU."""
+"""The recipe `matrix-product`: both ways of summing, its lengths."""
 
 from __future__ import annotations
 
@@ -32,7 +32,3 @@ def test_signs() -> None:
 def test_lengths_ascend() -> None:
     with pytest.raises(ConfigError, match=r"expected numbers that ascend"):
         load_config("matrix-product", ["model.lengths=[64, 16]"])
-
-
-def test_it_trains(preset, few_steps) -> None:
-    few_steps("matrix-product", f"precision={preset}", "model.lengths=[4, 16]", "model.columns=8")

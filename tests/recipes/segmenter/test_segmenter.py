@@ -64,9 +64,6 @@ class Swapped(Segmenter):
         return {"down.0": "batch height width 1 -> batch height width 4"}
 
 
-SMALL = ("model.size=[8,8]", "model.widths=[4,8]", "data.batch_size=4")
-
-
 def test_a_contract_that_is_broken_stops_the_training_before_its_first_step(tmp_path: Path) -> None:
     from castiron.training.launch import train_recipe
 
@@ -77,7 +74,3 @@ def test_a_contract_that_is_broken_stops_the_training_before_its_first_step(tmp_
             model={"size": [8, 8], "widths": [4, 8]},
             trainer={"max_steps": 1, "threads": 1},
         )
-
-
-def test_it_trains_under_every_preset(few_steps, preset: str) -> None:
-    few_steps("segmenter", f"precision={preset}", *SMALL)

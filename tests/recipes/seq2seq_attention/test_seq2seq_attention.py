@@ -136,13 +136,6 @@ def test_a_row_is_whole_or_not() -> None:
     assert metric.compute().item() == pytest.approx(2 / 3)
 
 
-SMALL = ("model.embedding=8", "model.hidden=8", "data.batch_size=16")
-
-
-def test_it_trains_under_every_preset(few_steps, preset: str) -> None:
-    few_steps("seq2seq-attention", f"precision={preset}", *SMALL)
-
-
 def test_it_learns_and_answers(few_steps) -> None:
     """Four steps do not learn dates; they lower the loss, and predict takes texts of any length."""
     run, _ = few_steps("seq2seq-attention")

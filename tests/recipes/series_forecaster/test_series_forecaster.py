@@ -114,10 +114,6 @@ def test_what_was_not_measured_counts_nowhere() -> None:
 SMALL = ("model.past=12", "model.horizon=3", "data.batch_size=16", "model.hidden=8")
 
 
-def test_it_trains_under_every_preset(few_steps, preset: str) -> None:
-    few_steps("series-forecaster", f"precision={preset}", *SMALL)
-
-
 @pytest.mark.parametrize("kind", ["dlinear", "lstm"])
 def test_the_other_models_train(few_steps, kind: str) -> None:
     few_steps("series-forecaster", f"model.network={kind}", *SMALL)

@@ -83,10 +83,6 @@ def test_without_hidden_layers_it_is_a_linear_map() -> None:
     torch.testing.assert_close(outputs[2], (outputs[0] + outputs[1]) / 2)
 
 
-def test_it_trains_under_every_preset(few_steps, preset: str) -> None:
-    few_steps("tabular", f"precision={preset}")
-
-
 def test_a_number_is_predicted_in_its_own_units(few_steps) -> None:
     _, outcome = few_steps("tabular/diabetes_linear", "trainer.max_steps=4")
     assert 30 < outcome.metrics["test"]["rmse"] < 400
