@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ SCHEMA = pa.schema(
 filled."""
 
 
+_PACKED, _FIRST = 500, 2000
+"""Rows that are packed together, and that are first written."""
 _WAITING = 100_000
 """Rows that wait in memory where the file cannot be written, at most."""
 
@@ -70,6 +73,8 @@ class HealthTable:
         self._unwritable = unwritable or Unwritable()
         self._resumed_at = resumed_at
         self._rows: list[dict[str, Any]] = []
+        self._packed: list[tuple[int, bytes]] = []
+        """Rows that wait, as Parquet: a hundredth of what they take as objects."""
         self._written = self._again = 0
         try:
             self._open()
@@ -94,11 +99,24 @@ class HealthTable:
             "Rows of health", self.path, reason, f"It is begun anew; what was there is now {aside.name}."
         )
 
+    @property
+    def _waiting(self) -> int:
+        return sum(count for count, _ in self._packed) + len(self._rows)
+
     def add(self, snapshot: Snapshot) -> None:
         """One more snapshot."""
         self._rows += rows_of(snapshot)
-        if len(self._rows) >= max(self._written, self._again, 2000):
-            self._write_or_wait()
+        if len(self._rows) >= _PACKED:
+            self._pack()
+            if self._waiting >= max(self._written, self._again, _FIRST):
+                self._write_or_wait()
+
+    def _pack(self) -> None:
+        if self._rows:
+            packed = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(self._rows, SCHEMA), packed, compression="zstd")
+            self._packed.append((len(self._rows), packed.getvalue()))
+            self._rows = []
 
     def _write_or_wait(self) -> None:
         try:
@@ -106,9 +124,9 @@ class HealthTable:
         except (OSError, pa.ArrowException) as e:
             if not isinstance(e, OSError):
                 self._set_aside(e)
-            self._again = min(2 * len(self._rows), _WAITING)
-            self.dropped += max(len(self._rows) - _WAITING, 0)
-            del self._rows[:-_WAITING]
+            self._again = min(2 * self._waiting, _WAITING)
+            while self._waiting > _WAITING:
+                self.dropped += self._packed.pop(0)[0]
             remedy = "Make room or grant access; training goes on, and rows are kept in memory until then."
             reason = e if isinstance(e, OSError) else OSError(str(e))
             self._unwritable.report("Rows of health", self.path, reason, remedy)
@@ -123,16 +141,18 @@ class HealthTable:
         Raises:
             OSError: it cannot be written; the rows are kept.
         """
-        if not self._rows:
+        self._pack()
+        if not self._packed:
             return
-        fresh = pa.Table.from_pylist(self._rows, SCHEMA)
+        parts = [pq.read_table(io.BytesIO(packed)).cast(SCHEMA) for _, packed in self._packed]
+        fresh = pa.concat_tables(parts).unify_dictionaries()
         with written_atomically(self.path) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as out:
             total = 0
             for batch in self._old():
                 out.write_table(batch)
                 total += batch.num_rows
             out.write_table(fresh)
-        self._written, self._rows = total + fresh.num_rows, []
+        self._written, self._packed = total + fresh.num_rows, []
         self._resumed_at, self._again = None, 0
 
     def _old(self) -> Iterator[pa.Table]:
