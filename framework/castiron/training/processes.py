@@ -6,6 +6,7 @@ reports, hands signals on, and sees at once when one of them ends. None outlives
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -143,7 +144,7 @@ def _wait(workers: list[_Worker], reporter: Reporter) -> None:
     alive: dict[Connection[Any, Any], _Worker] = {w.connection: w for w in workers}
     deadline = None
     while alive:
-        left = None if deadline is None else max(deadline - time.monotonic(), 0)
+        left = None if deadline in (None, math.inf) else max(deadline - time.monotonic(), 0)
         ready = wait(list(alive), left)
         for connection in ready:
             worker = alive[connection]  # type: ignore[index]
@@ -155,7 +156,7 @@ def _wait(workers: list[_Worker], reporter: Reporter) -> None:
         if deadline is not None and time.monotonic() >= deadline:
             for worker in alive.values():
                 worker.kill()
-            deadline = float("inf")
+            deadline = math.inf
 
 
 class _Forwarding:
