@@ -6,6 +6,7 @@ ValidationError). Anything else is a bug.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,21 @@ def _config_seeds() -> list[bytes]:
 
 
 def _override(data: bytes, folder: Path) -> Any:
-    from castiron.training.config_file import load_config
+    from castiron.training import config_file
 
-    return load_config("lstm-sentiment", [data.decode("utf-8", "replace")])
+    with mock.patch.multiple(config_file, **_read_once()):
+        return config_file.load_config("lstm-sentiment", [data.decode("utf-8", "replace")])
+
+
+@functools.cache
+def _read_once() -> dict[str, Any]:
+    """What reads the recipe's own config, which is the same in every case."""
+    from castiron.training import config_file
+
+    return {
+        name: functools.cache(getattr(config_file, name))
+        for name in ("read_file", "packaged_configs", "default_config")
+    }
 
 
 def _policy(data: bytes, folder: Path) -> Any:
