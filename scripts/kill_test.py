@@ -27,6 +27,7 @@ import argparse
 import functools
 import importlib
 import json
+import math
 import os
 import random
 import shutil
@@ -76,6 +77,7 @@ POLICIES = ("float32", "bf16-mixed", "bf16-true")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="runs that are killed")
+    parser.add_argument("--seconds", type=float, help="begin no further run after so many")
     parser.add_argument("--times", type=int, default=1, help="kills per run")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     parser.add_argument(
@@ -107,6 +109,7 @@ def main() -> int:
             folder,
             kills=arguments.kills,
             times=arguments.times,
+            seconds=arguments.seconds,
             seed=arguments.seed,
             at=arguments.at,
             policies=arguments.policies.split(","),
@@ -138,6 +141,7 @@ def kill(
     *,
     kills: int,
     times: int = 1,
+    seconds: float | None = None,
     seed: int = 0,
     at: str = "any",
     runs: Path,
@@ -168,7 +172,11 @@ def kill(
     moments: Counter[str] = Counter()
     different: list[str] = []
     killed = 0
+    done, until = 0, math.inf if seconds is None else time.monotonic() + seconds
     for number in range(kills):
+        if time.monotonic() > until:
+            break
+        done += 1
         policy = policies[number % len(policies)]
         expected, took, step_s = whole[policy]
         run = runs / f"killed-{seed}-{number}"
@@ -200,7 +208,7 @@ def kill(
         else:
             shutil.rmtree(run)
     return {
-        "runs": kills,
+        "runs": done,
         "killed": killed,
         "different": len(different),
         "which": different,
