@@ -27,13 +27,15 @@ def trained(policy: Any, data: Any = X) -> Any:
         model = keras.Sequential(layers)
         if policy is not None:
             enforce(model, policy)
-        model.compile(keras.optimizers.AdamW(0.01), "mse", metrics=["mae"])
+        # Keras cannot accumulate gradients under a strategy: it merges replicas within a condition.
+        optimizer = keras.optimizers.AdamW(0.01, use_ema=True, ema_momentum=0.9)
+        model.compile(optimizer, "mse", metrics=["mae"])
     model.fit(data, Y, batch_size=16, epochs=2, verbose=0, shuffle=False)
     return model
 
 
 def state(model: Any) -> list[bytes]:
-    variables = [*model.variables, *model.optimizer.variables]
+    variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
     return [part.numpy().tobytes() for v in variables for part in v._value.values]
 
 
@@ -45,6 +47,7 @@ def main() -> None:
         name: [v.numpy().tolist() for v in model.variables if v.dtype == "float32"]
         for name, model in (("plain", plain), ("guarded", guarded))
     }
+    guarded.reset_metrics()  # as `fit` does first
     before = state(guarded)
     bad = X[:16].copy()
     bad[13, 2] = np.nan

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -32,6 +33,45 @@ class Snapshot:
             variable.assign(value)
 
 
+class Writes:
+    """Which parameters a forward pass writes to, noted while it runs or is traced: spectral normalization,
+    for one, divides its kernel anew at every step.
+
+    Args:
+        parameters: keras.Variables.
+    """
+
+    def __init__(self, parameters: Sequence[Any]) -> None:
+        self._parameters = list(parameters)
+        self._written: dict[int, Any] = {}
+        self._depth = 0
+
+    @property
+    def written(self) -> list[Any]:
+        """tf.Variables of those that were written to so far."""
+        return [v._value for v in self._written.values()]
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Within it writes are noted. Replicas may be within it together."""
+        self._depth += 1
+        for v in self._parameters if self._depth == 1 else ():
+            v.__dict__["_direct_assign"] = self._noting(v, v._direct_assign)
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            for v in self._parameters if self._depth == 0 else ():
+                del v.__dict__["_direct_assign"]
+
+    def _noting(self, variable: Any, assign: Any) -> Any:
+        def noting(value: Any) -> None:
+            self._written[id(variable)] = variable
+            assign(value)
+
+        return noting
+
+
 def volatile_variables(model: Any) -> list[Any]:
     """tf.Variables that a forward pass may change: statistics, recurrent states, seeds, metrics of layers.
 
@@ -51,7 +91,7 @@ def volatile_variables(model: Any) -> list[Any]:
 
 
 def _kept_in_attributes(layer: Any) -> list[Any]:
-    """tf.Variables that Keras does not list: those of a layer's own attributes, also in lists and mappings."""
+    """tf.Variables that Keras does not list: of a layer's own attributes, also in lists and mappings."""
     found = []
     for name, value in vars(layer).items():
         if name.startswith("_"):

@@ -17,7 +17,7 @@ from castiron.keras.loss import check_loss
 from castiron.keras.modules import own_variables, stored_dtype, variables, walk
 from castiron.keras.replicas import Alone
 from castiron.keras.scaling import Scaler
-from castiron.keras.snapshot import Snapshot, volatile_variables
+from castiron.keras.snapshot import Snapshot, Writes, volatile_variables
 from castiron.keras.updates import Updates
 from castiron.policy import PrecisionPolicy
 from castiron.policy.sections import DynamicScaling
@@ -77,6 +77,7 @@ class StepCore:
         self.observer: Callable[[list[Any]], None] | None = None
         """Called in the graph with the unscaled mean gradients of a step, before the decision."""
         self.snapshot = Snapshot([*volatile_variables(model), *jobs])
+        self._writes = Writes(updates.parameters)
         self.others: list[Any] = []
         """keras.Variables of optimizers that the model's own `train_step` has beside its first."""
         names = {id(v): n for n, v in variables(model).items()}
@@ -100,9 +101,17 @@ class StepCore:
             batches: the micro-batches, one or more; gradients are their mean.
             watched: False applies the step whatever it gives (`guard.every`).
         """
-        before = self.snapshot.take()
+        snapshot = self.snapshot
+        before = snapshot.take()
+        # What nobody asks for afterwards costs nothing.
+        read = {id(v._value): tf.identity(v._value) for v in self.updates.parameters}
         calibrating = self.scaler.may_fall()
-        seen, gradients = self._compute(forward, batches)
+        with self._writes.noted():
+            seen, gradients = self._compute(forward, batches)
+        known = {id(v) for v in snapshot.variables}
+        if more := [v for v in self._writes.written if id(v) not in known]:
+            self.snapshot = snapshot = Snapshot([*snapshot.variables, *more])
+            before += [read[id(v)] for v in more]
         gradients = self.replicas.gradients(gradients)
         self._observe(gradients)
         losses = [loss for _, loss, _ in seen]
@@ -151,7 +160,7 @@ class StepCore:
             def undo() -> tuple[Any, Any]:
                 late = flags({"updated": after})
                 kept[0].put_back(kept[1])
-                self.snapshot.put_back(before)
+                snapshot.put_back(before)
                 return tf.constant(False), tf.concat([clean[:early], late], 0)
 
             found: tuple[Any, Any] = tf.cond(fine, keep, undo)
@@ -159,7 +168,7 @@ class StepCore:
 
         def hold() -> tuple[Any, Any]:
             flagged = tf.concat([flags(watch), tf.zeros([len(late_names)], tf.bool)], 0)
-            self.snapshot.put_back(before)
+            snapshot.put_back(before)
             return tf.constant(False), flagged
 
         if not watched and not self.scaler.active:

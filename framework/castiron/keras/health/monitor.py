@@ -14,6 +14,7 @@ from castiron.health.dynamics import SecondMoment, Update, ratio, second_moment
 from castiron.health.snapshot import BackwardCast, LayerUpdate, ScaleHealth, Snapshot
 from castiron.health.statistics import WHAT_IF, Statistics, measure
 from castiron.keras.health.measure import read
+from castiron.keras.health.order import noise_of
 from castiron.keras.health.watch import Key, Watch
 from castiron.keras.optimizers import BiasCorrectedAdam
 from castiron.keras.step import StepCore
@@ -29,8 +30,9 @@ class HealthMonitor:
     """Says which steps are measured and how, and makes snapshots and advice of what their graphs gave.
 
     A measured step is a compiled function of its own; the others are as they were, and cost nothing.
-    Measured are the first step and every `health.every`-th: the largest magnitudes that layers hand on; at
-    every fourth measurement everything, in the same rhythm as in the other wing.
+    Measured are the first step and every `health.every`-th, or, where the optimizer adds gradients up over
+    several, the next one that updates: the largest magnitudes that layers hand on; at every fourth
+    measurement everything, in the same rhythm as in the other wing.
     """
 
     def __init__(self, core: StepCore, policy: PrecisionPolicy) -> None:
@@ -38,6 +40,7 @@ class HealthMonitor:
         self._advisor = Advisor(policy)
         self._watches: dict[tuple[bool, bool], Watch] = {}
         self._measured = self._attempts = 0
+        self._due = False
         self._findings: list[Finding] = []
         self.last: Snapshot | None = None
         """The latest snapshot."""
@@ -50,7 +53,8 @@ class HealthMonitor:
     def watch(self, step: int) -> Watch | None:
         """How the step after so many committed ones is looked at; None: not at all."""
         self._attempts += 1
-        if step % self._policy.health.every:
+        self._due |= step % self._policy.health.every == 0
+        if not self._due or not self._updates_next():
             return None
         looks = _looks(self._measured)
         if looks not in self._watches:
@@ -74,6 +78,7 @@ class HealthMonitor:
             held: steps held so far.
         """
         self._measured += 1
+        self._due = False
         scaling = self._scaling()
         if not watch.large:
             peaks: dict[Key, tuple[str, float]] = {}
@@ -104,6 +109,7 @@ class HealthMonitor:
                     if v.shape[0] > 1
                 },
                 dead={p: (int(v.numpy().sum()), int(v.shape[0])) for p, v in given["dead"].items()},
+                noise=noise_of(given["parts"], watch.summed_in),
                 casts=tuple(
                     found
                     for of, cast in zip(watch.casts, given["casts"], strict=True)
@@ -122,6 +128,12 @@ class HealthMonitor:
         """What there is to say since the last call."""
         found, self._findings = self._findings, []
         return found
+
+    def _updates_next(self) -> bool:
+        """Whether the next step changes the parameters: an optimizer may add gradients up over several."""
+        optimizer = self.core.updates.optimizer
+        count = optimizer.gradient_accumulation_steps or 1
+        return count == 1 or (int(optimizer._iterations.numpy()) + 1) % count == 0
 
     # --- details -----------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from castiron.health.snapshot import Kind
 from castiron.keras.dtypes import dtype_name, is_float
 from castiron.keras.health.measure import Group, measured, peak
+from castiron.keras.health.order import parts_of
 from castiron.keras.modules import children, family, own_variables, stored_dtype, walk
 from castiron.keras.step import StepCore
 
@@ -71,6 +72,10 @@ class Watch:
         self._casts: list[dict[str, Group]] = []
         self.levels: dict[str, Any] = {}
         self.dead: dict[str, Any] = {}
+        self.parts: dict[str, Any] = {}
+        """Of the gradients of what layers with parameters hand on; see `parts_of`."""
+        self.summed_in: dict[str, str] = {}
+        """Layer → format in which the gradients of its parameters are added up over micro-batches."""
         self._samples: dict[str, dict[str, Any]] = {}
 
     # --- while the step is traced ------------------------------------------------------------------
@@ -79,7 +84,7 @@ class Watch:
     def tracing(self) -> Iterator[None]:
         """Within it a step is built that also measures; `outputs` has what it gives."""
         self._groups, self.levels, self.dead, self._samples = {}, {}, {}, {}
-        self._states, self.casts, self._casts = {}, [], []
+        self._states, self.casts, self._casts, self.parts = {}, [], [], {}
         self._graph = _graph()
         spies: list[tuple[Any, Any]] = []
         for path, layer in self._cells if self.large else ():
@@ -122,6 +127,7 @@ class Watch:
             "levels": self.levels,
             "dead": self.dead,
             "casts": self._casts,
+            "parts": self.parts,
         }
 
     def _add(self, kind: Kind, path: str, tensors: Sequence[Any]) -> None:
@@ -145,7 +151,7 @@ class Watch:
             if not self.large or not flat:
                 return result
             self._see_state(path, layer, flat[0])
-            seen = {id(t): self._with_gradient(labels[id(t)], t) for t in flat}
+            seen = {id(t): self._with_gradient(labels[id(t)], t, layer) for t in flat}
             return tf.nest.map_structure(lambda t: seen.get(id(t), t), result)
 
         return spied
@@ -157,13 +163,16 @@ class Watch:
             return []
         return [t for t in tf.nest.flatten(result) if tf.is_tensor(t) and is_float(t.dtype)]
 
-    def _with_gradient(self, path: str, tensor: Any) -> Any:
+    def _with_gradient(self, path: str, tensor: Any, layer: Any) -> Any:
         """The same tensor; its gradient is measured as it comes by."""
 
         @tf.custom_gradient
         def same(x: Any) -> tuple[Any, Any]:
             def gradient(upstream: Any) -> Any:
-                self._add("activation gradients", path, [tf.convert_to_tensor(upstream)])
+                dense = tf.convert_to_tensor(upstream)
+                dense.set_shape(x.shape)
+                self._add("activation gradients", path, [dense])
+                self._see_order(path, layer, dense)
                 return upstream
 
             return tf.identity(x), gradient
@@ -173,6 +182,15 @@ class Watch:
         if mask is not None:
             new._keras_mask = mask
         return new
+
+    def _see_order(self, path: str, layer: Any, gradient: Any) -> None:
+        if not self.formats or not layer.trainable_variables:
+            return
+        first = getattr(layer, "data_format", None) == "channels_first"
+        parts = parts_of(gradient, 1 if first else -1)
+        if parts is not None:
+            known = self.parts.get(path)
+            self.parts[path] = parts if known is None else known + parts
 
     def _whole_sequence(self, path: str, layer: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
         """What a recurrent layer hands on of its last time step; its level is seen at all of them."""
@@ -225,7 +243,9 @@ class Watch:
         owners = self._owners()
         for variable, gradient in zip(self._core.updates.parameters, gradients, strict=True):
             if gradient is not None:
-                self._add("gradients", owners.get(id(variable), ""), [gradient])
+                owner = owners.get(id(variable), "")
+                self._add("gradients", owner, [gradient])
+                self.summed_in.setdefault(owner, dtype_name(gradient.dtype))
                 if self.learns:
                     self._samples[variable.path]["gradient"] = tf.cast(_sample(gradient), tf.float64)
         self._see_casts()
