@@ -19,10 +19,15 @@ import resource
 import shutil
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import kill_test
 
 RECIPE = '''
 """A recipe with faults in its data: 1, inputs that are NaN; 2, gradients that overflow, the loss finite."""
@@ -73,8 +78,6 @@ class Soak(Recipe):
 ROWS, BATCH = 2000, 4
 NAN_ROWS, OVERFLOW_ROWS = 2, 2
 """Rows of each kind of fault, in every epoch of 500 batches."""
-FULL = 28
-"""Exit code of a process that was told that the disk is full."""
 
 
 def main() -> int:
@@ -98,6 +101,8 @@ def main() -> int:
 
 def soak(folder: Path, steps: int, kills: int, full: int, seed: int) -> dict[str, Any]:
     """Train through it all. → the account."""
+    from castiron.diagnostics import RunError
+
     epochs = max(steps // (ROWS // BATCH), 1)
     write(folder, seed)
     arguments = [
@@ -120,7 +125,7 @@ def soak(folder: Path, steps: int, kills: int, full: int, seed: int) -> dict[str
         if code == -signal.SIGKILL:
             happened["kill"] += 1
             disturbances.pop()
-        elif code == FULL:
+        elif next_ == "full" and code == RunError.exit_code:
             happened["full"] += 1
             disturbances.pop()
         else:
@@ -155,19 +160,11 @@ def write(folder: Path, seed: int) -> None:
 
 def start(arguments: list[str], full: bool, draw: random.Random) -> int:
     """A process that trains; its disk is full at one of its next checkpoints where that is said."""
-    from castiron.cli.main import run
-    from castiron.diagnostics import RunError
-    from castiron.lightning import checkpoints, session  # noqa: F401
-
     at = draw.randint(1, 6)
-    child = os.fork()
-    if child:
-        return child
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    code = 1
-    if full:
+
+    def fill(rank: int) -> None:
+        from castiron.lightning import checkpoints
+
         real, calls = checkpoints._save, [0]
 
         def save(state: Any, file: Any) -> None:
@@ -178,12 +175,9 @@ def start(arguments: list[str], full: bool, draw: random.Random) -> int:
             real(state, file)
 
         checkpoints._save = save
-    try:
-        code = run(["train", *arguments])
-        if full and code == RunError.exit_code:
-            code = FULL
-    finally:
-        os._exit(code)
+
+    (process,) = kill_test.fork_ranks([["train", *arguments]], prepare=fill if full else None)
+    return process
 
 
 def watch(
