@@ -416,6 +416,16 @@ TABLE: dict[str, list[tuple[str, Cell, Cell]]] = {
             t("keras/test_cross_wing.py::test_a_run_is_carried_there_and_back"),
         ),
         (
+            "policies side by side (`castiron compare`)",
+            t("cli/test_compare_command.py::test_policies_side_by_side"),
+            no("refused (X812): not built yet; its activations are read through PyTorch's hooks"),
+        ),
+        (
+            "started from a file of weights (`--weights`)",
+            t("cli/test_inspect_command.py::test_a_checkpoint_is_looked_into_exported_and_started_from"),
+            no("refused (X815): `castiron convert` carries runs; other files are read by PyTorch alone"),
+        ),
+        (
             "a GPU",
             t("gpu/test_transaction_on_gpu.py::test_a_bad_step_leaves_nothing_behind"),
             no("tensorflow-cpu is what is tested; nothing is known to stand against a GPU"),
