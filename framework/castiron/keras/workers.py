@@ -32,6 +32,7 @@ class Workers(Alone):
         self._asks = tf.Variable(0.0, trainable=False, name="asks_to_stop")
         self._asked = tf.Variable(0.0, trainable=False, name="was_asked_to_stop")
         self._shared: list[Any] = []
+        self._common: set[int] = set()
 
     def run(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """A function of one argument, to be compiled, whose steps exchange with those of the others."""
@@ -62,11 +63,11 @@ class Workers(Alone):
         """The model whose buffers are rank 0's after each step; recurrent states are each process's own."""
         buffers = [v._value for _, layer in walk(model) for v in layer._non_trainable_variables]
         self._shared = [v for v in {id(v): v for v in buffers}.values() if v.dtype.is_floating]
+        self._common = {id(v) for v in (*self._shared, *(v._value for v in model.trainable_variables))}
 
     def own(self, volatile: Sequence[Any]) -> list[Any]:
         """Of the tf.Variables that a step changes before its optimizer does, those of this process alone."""
-        shared = {id(v) for v in self._shared}
-        return [v for v in volatile if id(v) not in shared]
+        return [v for v in volatile if id(v) not in self._common]
 
     def asked(self, own: Reason | None) -> Reason | None:
         """Whether all stop now: one of them was asked to before the step that was taken last.
