@@ -1,4 +1,4 @@
-"""The example of docs/keras_audit.md, as it stands there."""
+"""The examples of docs/keras_audit.md, as they stand there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "keras_audit.md"
 
 def test_the_example(tmp_path: Path, capsys: Any) -> None:
     text = PAGE.read_text(encoding="utf-8")
-    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    program, at_work = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     file = tmp_path / "scaled.py"
     file.write_text(program)
     names: dict[str, Any] = {}
@@ -26,3 +26,5 @@ def test_the_example(tmp_path: Path, capsys: Any) -> None:
     (found,) = names["report"].errors
     line = next(n for n, t in enumerate(program.splitlines(), 1) if "linspace" in t)
     assert (found.code, found.place.line, found.place.module) == ("F301", line, "scaled")
+    exec(compile(at_work, str(tmp_path / "at_work.py"), "exec"), {})
+    assert "nothing found" in capsys.readouterr().out
