@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -44,6 +44,23 @@ def cast_argument(policy: PrecisionPolicy, given: Any, name: str) -> Any:
     if given is None or isinstance(given, keras.utils.PyDataset) or hasattr(given, "__next__"):
         return given
     return cast_inputs({name: given}, policy, role=_ROLES[name])[name]
+
+
+def cast_call(
+    policy: PrecisionPolicy, args: Sequence[Any], kwargs: Mapping[str, Any], *, targets: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of one of a model's own methods: x, and y where there are targets, by position.
+
+    Raises:
+        DataError: see `cast_inputs`.
+    """
+    x, *more = args
+    if more and targets:
+        more[0] = cast_argument(policy, more[0], "y")
+    given = dict(kwargs)
+    if given.get("sample_weight") is not None:
+        given["sample_weight"] = cast_argument(policy, given["sample_weight"], "sample_weight")
+    return (cast_argument(policy, x, "x"), *more), given
 
 
 def cast_data(policy: PrecisionPolicy, data: Any) -> Any:

@@ -8,25 +8,23 @@ model.fit(x, y, callbacks=[...])
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.losses.loss import unscale_loss_for_distribution
 
 from castiron.diagnostics import Finding
-from castiron.keras.arguments import cast_argument, cast_data, declared
+from castiron.keras.arguments import cast_call, cast_data, declared
 from castiron.keras.audit.continuous import Observer
-from castiron.keras.audit.records import Step
 from castiron.keras.capability import device_capability
 from castiron.keras.compiled import ITERATORS, compiled_step
 from castiron.keras.custom_step import CustomStep, check_custom, check_model
+from castiron.keras.fit_step import FitStep
 from castiron.keras.health.loop import LoopHealth, learning_rate
 from castiron.keras.health.watch import Watch
 from castiron.keras.held import HeldSteps
-from castiron.keras.loss import to_loss_dtype
 from castiron.keras.modules import describe
 from castiron.keras.precision import apply
 from castiron.keras.replicas import each_of, first_of, kept_apart, replicas_of, update_locally
@@ -34,13 +32,11 @@ from castiron.keras.responding import Restore, RollbackPoints, check_rate
 from castiron.keras.scaling import make_scaler
 from castiron.keras.snapshot import Snapshot, volatile_variables
 from castiron.keras.step import StepCore, check_watch
-from castiron.keras.updates import Updates
+from castiron.keras.updates import updates_of
 from castiron.policy import Plan, PrecisionPolicy, resolve
-from castiron.training.audit import FILE as AUDIT
 from castiron.training.audit import AuditReport
 from castiron.training.incident import Incident
 from castiron.training.responses import Responses, promoted
-from castiron.training.writing import write_text
 
 _REPLACED = (
     "compile",
@@ -142,8 +138,12 @@ class Enforcement:
         self._kept_in = health
         self.health: LoopHealth | None = None
         """What is measured, where something is."""
-        self._observer = None if policy.enforce.level == "off" else self._observing()
+        self._observer: Observer | None = None
+        if policy.enforce.level != "off":
+            eager = not self.custom and self.replicas.count == 1
+            self._observer = Observer(model, lambda: self.plan, eager=eager)
         self._core: StepCore | None = None
+        self._fit_step: FitStep | None = None
         self._held: HeldSteps | None = None
         self._custom: CustomStep | None = None
         self._own = {name: getattr(model, name) for name in (*_REPLACED, "train_step")}
@@ -151,8 +151,8 @@ class Enforcement:
         for name in _REPLACED:
             model.__dict__[name] = getattr(self, f"_{name}")
         if self._observer is not None and self.replicas.count == 1:
-            model.__dict__["test_step"] = self._looked_at("evaluation", model.test_step)
-            model.__dict__["predict_step"] = self._looked_at("inference", model.predict_step)
+            model.__dict__["test_step"] = self._observer.looking_at("evaluation", model.test_step)
+            model.__dict__["predict_step"] = self._observer.looking_at("inference", model.predict_step)
         if model.compiled:
             self._prepare()
 
@@ -192,14 +192,15 @@ class Enforcement:
         if self._held is not None:
             self._held.pipeline = x if isinstance(x, tf.data.Dataset) else None
         folder = self._kept_in
-        if self.health is None or isinstance(folder, bool):
+        if isinstance(folder, bool):
             return self._run("fit", x, y, *args, **kwargs)
-        with self.health.kept_in(folder, self.committed):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with contextlib.nullcontext() if self.health is None else self.health.kept_in(folder, self.committed):
             try:
                 return self._run("fit", x, y, *args, **kwargs)
             finally:
-                if self.audit is not None:
-                    write_text(Path(folder) / AUDIT, self.audit.to_json())
+                if self._observer is not None:
+                    self.findings += self._observer.write(Path(folder))
 
     def _evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         return self._run("evaluate", x, y, *args, **kwargs)
@@ -218,17 +219,11 @@ class Enforcement:
 
     def _run(self, name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
         """One of the model's own methods, on what the policy lets in."""
-        if args:
-            args = (
-                (cast_argument(self.policy, args[0], "y"), *args[1:])
-                if not name.startswith("predict")
-                else args
-            )
-        if kwargs.get("sample_weight") is not None:
-            kwargs["sample_weight"] = cast_argument(self.policy, kwargs["sample_weight"], "sample_weight")
+        targets = not name.startswith("predict")
         with declared(self.policy):
+            args, kwargs = cast_call(self.policy, (x, *args), kwargs, targets=targets)
             try:
-                return self._own[name](cast_argument(self.policy, x, "x"), *args, **kwargs)
+                return self._own[name](*args, **kwargs)
             finally:
                 if self._observer is not None:
                     self.findings += self._observer.take()
@@ -238,23 +233,15 @@ class Enforcement:
     def _prepare(self) -> None:
         """Once the model has an optimizer."""
         model = self._model
-        optimizer = model.optimizer
-        if optimizer is None:
+        if model.optimizer is None:
             return
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            model.optimizer = optimizer = optimizer.inner_optimizer
-        fresh = optimizer
-        if optimizer.built:  # on variables of other formats, maybe
-            model.optimizer = fresh = type(optimizer).from_config(optimizer.get_config())
-        with model.distribute_strategy.scope():
-            updates = Updates(fresh, model.trainable_variables, self.policy, seed=self._seed)
-            if fresh is not optimizer:
-                former = None if self._core is None else self._core.updates
-                updates.take_over(optimizer, former if former and former.optimizer is optimizer else None)
+        former = None if self._core is None else self._core.updates
+        updates = updates_of(model, self.policy, former, seed=self._seed)
         if self.replicas.count > 1 and not self.custom:
-            update_locally(fresh)
+            update_locally(updates.optimizer)
         self._core = StepCore(model, updates, self.policy, self.scaler)
         self._core.replicas = self.replicas
+        self._fit_step = FitStep(model, self._core, self.policy)
         if self.custom:  # what it says of itself, it says at once
             check_custom(model, self._core)
         if self._kept_in is not False and not self.custom and self.replicas.count == 1 and not self.health:
@@ -264,7 +251,7 @@ class Enforcement:
         self._held.responses = self.responses
         if before is not None:
             self._held.incidents, self._held.pipeline = before.incidents, before.pipeline
-        check_rate(self.policy.guard, optimizer)
+        check_rate(self.policy.guard, model.optimizer)
         model.train_function = None
 
     def _make_train_function(self, force: bool = False) -> Any:
@@ -286,7 +273,7 @@ class Enforcement:
         """Keras calls it with an iterator, once for every `steps_per_execution` batches."""
         model, core, strategy = self._model, self._core, self._model.distribute_strategy
         assert core is not None
-        own: Any = self._step
+        own: Any = self._fit_step
         if self._custom is not None:
             custom = self._custom
             own = lambda data, _: custom(cast_data(self.policy, data))  # noqa: E731
@@ -294,7 +281,8 @@ class Enforcement:
         if self.replicas.count > 1:
             alone = own
             own = lambda data, _: strategy.run(lambda d: alone(d, None), args=(data,))  # noqa: E731
-        own = self._looked_at("training", own)
+        if self._observer is not None:
+            own = self._observer.looking_at("training", own)
         steps: dict[Watch | None, tuple[Any, Any]] = {None: compiled_step(model, own, None)}
 
         def train(iterator: Any) -> Any:
@@ -333,52 +321,16 @@ class Enforcement:
 
         return train
 
-    def _observing(self) -> Observer:
-        eager = not self.custom and self.replicas.count == 1
-        return Observer(self._model, lambda: self.plan, eager=eager)
-
-    def _looked_at(self, step: Step, function: Any) -> Any:
-        """A step whose graph the audit reads."""
-        observer = self._observer
-        if observer is None:
-            return function
-
-        def traced(data: Any, *more: Any) -> Any:
-            return observer.traced(step, function, data, *more)
-
-        return traced
-
     def _watch(self, core: StepCore) -> tuple[Watch | None, float]:
         """How the next step is looked at, and its learning rate, where it is."""
         watch = None if self.health is None else self.health.watch(core, self.committed)
         return watch, 0.0 if watch is None else learning_rate(core)
 
-    def _step(self, data: Any, watch: Watch | None) -> tuple[dict[str, Any], Any]:
-        assert self._core is not None
-        with contextlib.nullcontext() if watch is None else watch.tracing():
-            result = self._core.run(self.forward, [cast_data(self.policy, data)], self._update_metrics)
-        told = {"committed": result.committed, "flagged": result.flagged, "calibrating": result.calibrating}
-        if watch is not None:
-            told["health"] = watch.outputs()
-        return told, self._model.get_metrics_result()
-
-    def forward(self, data: Any) -> tuple[Any, Any]:
-        """Loss and outputs of a batch, as `fit` has them."""
-        model = self._model
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        outputs = model(x, training=True) if model._call_has_training_arg else model(x)
-        outputs = to_loss_dtype(outputs, self.policy.loss)
-        loss = model._compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=True)
-        return loss, outputs
-
-    def _update_metrics(self, seen: list[tuple[Any, Any, Any]]) -> None:
-        model = self._model
-        ((data, loss, outputs),) = seen
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        first = next(t for t in keras.tree.flatten(x) if t is not None)
-        loss = unscale_loss_for_distribution(loss)
-        model._loss_tracker.update_state(loss, sample_weight=tf.shape(first)[0])
-        model.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+    @property
+    def forward(self) -> Callable[[Any], tuple[Any, Any]]:
+        """Batch → loss and outputs, as `fit` has them."""
+        assert self._fit_step is not None
+        return self._fit_step.forward
 
     def _respond(self, data: Any, found: dict[str, Any]) -> None:
         """What follows a held step, on the host."""

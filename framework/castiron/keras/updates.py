@@ -149,3 +149,22 @@ def _stand_in(variable: Any, dtype: str) -> Any:
     # Optimizers leave variables out of weight decay, and name their state, by the path.
     wide._path = variable.path
     return wide
+
+
+def updates_of(model: Any, policy: PrecisionPolicy, former: Updates | None, *, seed: int) -> Updates:
+    """The optimizer that a model was compiled with, at work under a policy. What it has learned is kept.
+
+    Args:
+        former: what was at work on the model before, where anything was.
+    """
+    optimizer = model.optimizer
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        model.optimizer = optimizer = optimizer.inner_optimizer
+    fresh = optimizer
+    if optimizer.built:  # on variables of other formats, maybe
+        model.optimizer = fresh = type(optimizer).from_config(optimizer.get_config())
+    with model.distribute_strategy.scope():
+        updates = Updates(fresh, model.trainable_variables, policy, seed=seed)
+        if fresh is not optimizer:
+            updates.take_over(optimizer, former if former and former.optimizer is optimizer else None)
+    return updates

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from castiron.diagnostics import CastironError, Finding, Place, finding
+from castiron.diagnostics import CastironError, Finding, Place, RunError, finding
 from castiron.keras.audit.checks import findings as check_trace
 from castiron.keras.audit.checks import switches
 from castiron.keras.audit.checks.model import check_floatx
@@ -24,8 +25,9 @@ from castiron.keras.audit.tracing import batch_names, batch_size, origins_of
 from castiron.keras.modules import walk
 from castiron.keras.precision import departures
 from castiron.policy import Plan
-from castiron.training.audit import AuditReport, key, merge, tally
+from castiron.training.audit import FILE, AuditReport, key, merge, tally
 from castiron.training.audit_waivers import judge
+from castiron.training.writing import write_text
 
 _WARM_UP = 10
 """Steps before the first one at which the live model is looked at."""
@@ -101,6 +103,14 @@ class Observer:
         self._take_in(found, step, started)
         return result
 
+    def looking_at(self, step: Step, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A step whose graph is read."""
+
+        def traced(data: Any, *more: Any) -> Any:
+            return self.traced(step, function, data, *more)
+
+        return traced
+
     def _is_jit(self) -> bool:
         return self._jit or bool(getattr(self._model, "jit_compile", False))
 
@@ -124,6 +134,16 @@ class Observer:
         """What has been found since this was last asked, without notes."""
         news, self._news = self._news, []
         return [f for f in news if f.severity != "info"]
+
+    def write(self, folder: Path) -> list[Finding]:
+        """Write the certificate. → what there is to tell where it cannot be: a full disk hides nothing of
+        what stopped the training."""
+        try:
+            if self.report is not None:
+                write_text(folder / FILE, self.report.to_json())
+        except RunError as e:
+            return list(e.findings)
+        return []
 
     # --- parts ---------------------------------------------------------------------------------------
 
