@@ -74,7 +74,7 @@ class HealthTable:
         self._resumed_at = resumed_at
         self._rows: list[dict[str, Any]] = []
         self._packed: list[tuple[int, bytes]] = []
-        """Rows that wait, as Parquet: a hundredth of what they take as objects."""
+        """Rows that wait, as Parquet: a fraction of what they take as objects."""
         self._written = self._again = 0
         try:
             self._open()
