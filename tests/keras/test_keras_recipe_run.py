@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from castiron.keras.incidents import IncidentFolder
 from castiron.training import RunDirectory, load_config
 from castiron.training.backend import Job, Outcome, Remedies, load_backend
 from castiron.training.launch import resume, train
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from keras_written_recipe import run_written
 
 TINY = (
     "backend=tensorflow",
@@ -137,32 +142,7 @@ def test_a_strategy_that_tensorflow_has_not_is_refused(tmp_path: Path) -> None:
         fit(tmp_path, "trainer.strategy=fsdp")
 
 
-RECIPE = '''
-import keras
-import tensorflow as tf
-
-from castiron.data import Field, Schema
-from castiron.training import Recipe
-
-
-class Roots(Recipe):
-    """Learns a factor under a root."""
-
-    name = "roots"
-    backends = ("tensorflow",)
-
-    def schema(self):
-        return Schema.of(
-            Field(name="x", role="feature", dtype="float32"), Field(name="y", role="target", dtype="float32")
-        )
-
-    def embedded_data(self, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "train.csv").write_text("x,y\\n" + "".join(f"{i},{i}\\n" for i in (4, 9, 16, -25, 36, 49)))
-        (folder / "validation.csv").write_text("x,y\\n4,2\\n")
-        (folder / "test.csv").write_text("x,y\\n4,2\\n")
-        return {split: folder / f"{split}.csv" for split in ("train", "validation", "test")}
-
+ROOTS = """
     def model(self):
         model = Root()
         model(tf.ones([1]))
@@ -182,16 +162,16 @@ class Root(keras.Model):
 
     def call(self, x, training=False):
         return tf.sqrt(self.w * x)
-'''
+"""
+
+
+def roots(folder: Path, size: int, *overrides: str) -> Any:
+    rows = (4, 9, 16, -25, 36, 49)
+    return run_written(folder, "Roots", rows, ROOTS, f"data: {{batch_size: {size}}}\n", *overrides)
 
 
 def test_an_incident_stops_with_the_row_and_the_line_and_is_replayed_from_its_folder(tmp_path: Path) -> None:
-    file = tmp_path / "roots.py"
-    file.write_text(RECIPE)
-    config = tmp_path / "roots.yaml"
-    config.write_text(f"recipe: {file}:Roots\nbackend: tensorflow\ndata: {{batch_size: 6}}\n")
-    loaded = load_config(str(config), ["trainer.max_epochs=1"])
-    run, outcome = train(loaded, runs=tmp_path / "runs", name="run")
+    loaded, run, outcome = roots(tmp_path, 6, "trainer.max_epochs=1")
     assert (outcome.status, outcome.steps, outcome.incidents) == ("failed", 0, 1)
     incident = outcome.incident
     assert incident is not None
@@ -210,12 +190,7 @@ def test_an_incident_stops_with_the_row_and_the_line_and_is_replayed_from_its_fo
 
 
 def test_a_held_step_is_counted_and_training_goes_on(tmp_path: Path) -> None:
-    file = tmp_path / "roots.py"
-    file.write_text(RECIPE)
-    config = tmp_path / "roots.yaml"
-    config.write_text(f"recipe: {file}:Roots\nbackend: tensorflow\ndata: {{batch_size: 2}}\n")
-    loaded = load_config(str(config), ["trainer.max_epochs=2", "guard.response=hold"])
-    run, outcome = train(loaded, runs=tmp_path / "runs", name="run")
+    _, run, outcome = roots(tmp_path, 2, "trainer.max_epochs=2", "guard.response=hold")
     assert (outcome.status, outcome.steps, outcome.held_steps) == ("completed", 4, 2)
     assert run.summary()["held_steps"] == 2
 

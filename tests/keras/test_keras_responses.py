@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import tensorflow as tf
 
 from castiron.diagnostics import CastironError, ConfigError, NumericIncident
 from castiron.keras import enforce, replay_incident
-from castiron.training import load_config
 from castiron.training.backend import Remedies, load_backend
 from castiron.training.incident_config import load_incident_config
 from castiron.training.incident_folder import IncidentFolder
-from castiron.training.launch import train
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from keras_written_recipe import run_written
 
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
@@ -113,33 +116,7 @@ def test_promote_lets_the_layer_compute_in_float32_from_there_on() -> None:
     assert int(model.optimizer.iterations) == 7
 
 
-RECIPE = '''
-import keras
-import tensorflow as tf
-
-from castiron.data import Field, Schema
-from castiron.training import Recipe
-
-
-class Products(Recipe):
-    """Learns a factor; products of large numbers pass float16."""
-
-    name = "products"
-    backends = ("tensorflow",)
-
-    def schema(self):
-        return Schema.of(
-            Field(name="x", role="feature", dtype="float32"), Field(name="y", role="target", dtype="float32")
-        )
-
-    def embedded_data(self, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = "".join(f"{i},{i}\\n" for i in (1, 2, 3, 4, 900, 1, 2, 3, 4, 5, 6, 7))
-        (folder / "train.csv").write_text("x,y\\n" + rows)
-        for split in ("validation", "test"):
-            (folder / f"{split}.csv").write_text("x,y\\n1,2\\n")
-        return {split: folder / f"{split}.csv" for split in ("train", "validation", "test")}
-
+PRODUCTS = """
     def model(self):
         return keras.Sequential(
             [
@@ -155,21 +132,20 @@ class Products(Recipe):
 
     def loss(self, outputs, batch):
         return tf.reduce_mean(tf.abs(outputs[:, 0] - batch["y"]))
-'''
+"""
+CONFIG = """
+data: {batch_size: 2}
+precision:
+  preset: fp16-mixed
+  scaling: {kind: static, scale: 1.0}
+  layers: {shrink: {compute: float32}}
+"""
 
 
 def run(folder: Path, *overrides: str) -> Any:
-    file = folder / "products.py"
-    file.write_text(RECIPE)
-    config = folder / "products.yaml"
-    config.write_text(
-        f"recipe: {file}:Products\nbackend: tensorflow\ndata: {{batch_size: 2}}\n"
-        "precision: {preset: fp16-mixed, scaling: {kind: static, scale: 1.0}, "
-        "layers: {shrink: {compute: float32}}}\n"
-    )
+    rows = (1, 2, 3, 4, 900, 1, 2, 3, 4, 5, 6, 7)
     overrides = ("trainer.max_epochs=2", "optimizer.lr=1.0e-3", "seed=4", *overrides)
-    loaded = load_config(str(config), list(overrides))
-    return loaded, *train(loaded, runs=folder / "runs", name="run")
+    return run_written(folder, "Products", rows, PRODUCTS, CONFIG, *overrides)
 
 
 @pytest.mark.parametrize(("response", "steps", "held"), [("lower-lr", 10, 2), ("promote", 11, 1)])
