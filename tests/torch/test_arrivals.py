@@ -51,7 +51,11 @@ def test_large_gradients_are_not_read_again(read: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{"clip_norm": 1.0}, {"policy": {"compute": "float16", "scaling": {"kind": "static", "scale": 8.0}}}]
+    "kwargs",
+    [
+        {"clip_norm": 1.0},
+        {"policy": {"compute": "float16", "scaling": {"kind": "static", "scale": 8.0}}},
+    ],
 )
 def test_where_they_are_read_anyway_there_are_no_hooks(kwargs: dict[str, Any]) -> None:
     net = model()
