@@ -73,7 +73,7 @@ def test_in_the_format_that_gradients_are_added_up_in() -> None:
     x = RNG.normal(size=(64, 8)).astype("float32")
     noise = []
     for accumulate in ("float32", "float64"):
-        model = keras.Sequential([keras.Input((8,)), L.Dense(4, name="head")])
+        model = keras.Sequential([keras.Input((8,)), L.Dense(64, name="head")])
         policy = {"preset": "float32", "accumulate": accumulate, "health": {"every": 1}}
         loss_of = lambda b: tf.reduce_sum(tf.square(tf.cast(model(b["x"]), tf.float32)))  # noqa: B023, E731
         noise.append(snapshots(model, loss_of, [({"x": x},)] * 3, policy)[2].noise["head"])
