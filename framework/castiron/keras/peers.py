@@ -54,6 +54,17 @@ class ClusterPeers:
                 service.delete_config_key_value(_key(number - 1, self.rank))
         return [pickle.loads(base64.b64decode(text)) for text in found]
 
+    def leave(self) -> None:
+        """The end. Rank 0 has the service and goes last, once it has heard of all others."""
+        service = context.context()
+        if self.rank:
+            with contextlib.suppress(*_LOST):  # rank 0 may be gone before its answer is here
+                service.set_config_key_value(f"castiron/done/{self.rank}", "")
+            return
+        with told_as_lost(self.rank):
+            for rank in range(1, self.world):
+                service.get_config_key_value(f"castiron/done/{rank}", self._timeout_ms)
+
 
 def _key(number: int, rank: int) -> str:
     return f"castiron/{number}/{rank}"
@@ -97,7 +108,7 @@ def connected(here: Rank, config: RunConfig) -> Iterator[Peers]:
         peers = ClusterPeers(here, strategy, timeout)
         peers.gather(None)
     yield peers
-    peers.gather(None)  # rank 0 has the service: none goes before the others are done
+    peers.leave()
 
 
 def _own_devices(here: Rank, config: RunConfig) -> None:
