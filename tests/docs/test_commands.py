@@ -147,6 +147,10 @@ def test_commands(
 def smaller(page: Path, words: list[str], folder: Path) -> list[str]:
     """The command as it is run here: a few steps, into a folder that no other command uses."""
     match words:
+        case ["train", "--resume", run, *more, "--on-mismatch", "cast"]:
+            # Its checkpoints stay those of another policy, which later commands would meet.
+            shutil.copytree(folder / "runs" / run, folder / "runs" / f"{run}-cast-{len(DONE)}")
+            return ["train", "--resume", f"{run}-cast-{len(DONE)}", *more, "--on-mismatch", "cast"]
         case ["train", "--resume", *_]:
             return [*words]
         case ["train", *_] if page.is_relative_to(ROOT / "recipes") and "--dry-run" not in words:
