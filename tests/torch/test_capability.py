@@ -115,6 +115,14 @@ def test_probing_draws_no_random_numbers_and_leaves_threads(here: DeviceCapabili
 # --- the cache ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One of this test alone."""
+    path = tmp_path / "cache"
+    monkeypatch.setenv("CASTIRON_CACHE", str(path))
+    return path
+
+
 @pytest.fixture
 def probes(monkeypatch: pytest.MonkeyPatch, here: DeviceCapability) -> list[torch.device]:
     """The devices that were probed; a probe answers at once."""
