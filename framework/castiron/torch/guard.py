@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from castiron.policy.sections import GuardTarget
 from castiron.torch.activations import ActivationWatch
-from castiron.torch.arrivals import Arrivals
 from castiron.torch.finite import any_of, look, values_of
 from castiron.training.held import Verdict
 
@@ -31,9 +30,7 @@ class StepGuard:
     """Collects what a step shows, and judges it once.
 
     Per step: `begin()`, `see_loss(loss)` for each micro-batch, `see_gradients()` when they are complete and
-    unscaled, then `verdict()`. Nothing of a step is kept after the next `begin()`. Where nothing comes
-    between the last backward and `see_gradients()`, `expect_gradients()` before it lets them be read while
-    they are in the processor's cache.
+    unscaled, then `verdict()`. Nothing of a step is kept after the next `begin()`.
 
     Where activations are watched, make it before the first run of a compiled model: later hooks are never
     called there.
@@ -55,11 +52,9 @@ class StepGuard:
             n: b for n, b in module.named_buffers() if b.is_floating_point() and b.isfinite().all()
         }
         self._activations = ActivationWatch(module) if "activations" in self._watch else None
-        self._arrivals: Arrivals | None = None
         self._losses: list[Tensor] = []
         self._gradients_seen = False
-        self._gradients_good: frozenset[str] = frozenset()
-        """Those that need no look."""
+        self._gradients_good = False
 
     @property
     def watch(self) -> frozenset[GuardTarget]:
@@ -69,7 +64,7 @@ class StepGuard:
     def begin(self) -> None:
         """A new step."""
         self._losses.clear()
-        self._gradients_seen, self._gradients_good = False, frozenset()
+        self._gradients_seen = self._gradients_good = False
         if self._activations is not None:
             self._activations.begin()
 
@@ -82,18 +77,6 @@ class StepGuard:
         """Take the hooks off the module, where there are any."""
         if self._activations is not None:
             self._activations.remove()
-        if self._arrivals is not None:
-            self._arrivals.remove()
-            self._arrivals = None
-
-    def expect_gradients(self) -> None:
-        """The next backward completes the gradients, which are neither scaled nor changed until
-        `see_gradients`."""
-        if "gradients" not in self._watch:
-            return
-        if self._arrivals is None:
-            self._arrivals = Arrivals(self._parameters.values())
-        self._arrivals.begin()
 
     def see_loss(self, loss: Tensor) -> None:
         """The loss of one more micro-batch, before it is scaled."""
@@ -107,11 +90,7 @@ class StepGuard:
                 CPU: where it is finite so is each of them, and they are not read again.
         """
         self._gradients_seen = True
-        if norm is not None and norm.is_cpu and math.isfinite(norm.item()):
-            self._gradients_good = frozenset(self._parameters)
-        elif self._arrivals is not None:
-            good = self._arrivals.end()
-            self._gradients_good = frozenset(n for n, p in self._parameters.items() if p in good)
+        self._gradients_good = norm is not None and norm.is_cpu and math.isfinite(norm.item())
 
     def flag(self, targets: Collection[GuardTarget] | None = None) -> Tensor:
         """1.0 where the step is bad, else 0.0: float32, 0-dim, on the device. Waits for nothing.
@@ -160,12 +139,8 @@ class StepGuard:
         found: dict[str, dict[str, Tensor]] = {}
         if "loss" in watch:
             found["loss"] = {f"micro-batch {i}": loss for i, loss in enumerate(self._losses)}
-        if "gradients" in watch and self._gradients_seen:
-            found["gradients"] = {
-                n: p.grad
-                for n, p in self._parameters.items()
-                if p.grad is not None and n not in self._gradients_good
-            }
+        if "gradients" in watch and self._gradients_seen and not self._gradients_good:
+            found["gradients"] = {n: p.grad for n, p in self._parameters.items() if p.grad is not None}
         if "buffers" in watch:
             found["buffers"] = self._buffers
         if "parameters" in watch:

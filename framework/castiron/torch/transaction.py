@@ -247,7 +247,6 @@ class Transaction:
         self._guard.begin()
         losses = []
         one_norm = self._clip_norm is not None and not self._strays and len(attempt.turns) == 1
-        early = self._device.type == "cpu" and not one_norm and not self._scaler.active
         for batch in attempt.batches:
             with self._precision.forward_context():
                 loss = turn.loss_of(batch)
@@ -257,8 +256,6 @@ class Transaction:
             losses.append(loss.detach())
             if len(attempt.batches) > 1:
                 loss = loss / len(attempt.batches)
-            if early and len(losses) == len(attempt.batches):
-                self._guard.expect_gradients()
             with self._precision.backward_context():
                 self._scaler.scale(loss).backward()
         self._guard.end()
