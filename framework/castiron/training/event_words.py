@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from castiron.formats import number_format
-from castiron.training.incident import Event, Phase, TensorStatistics
+from castiron.training.incident import Attribution, Event, Link, Phase, Producer, TensorStatistics
 
 CODES: dict[Event, str] = {
     "overflow": "N501",
@@ -55,3 +55,34 @@ def against_overflow(module: str | None, dtype: str | None, scale: float, phase:
         layer = f"`precision: {{layers: {{'{module}': {{compute: float32}}}}}}`" if module else "float32"
         return f"Compute it in {layer}, or make its operands smaller (scale, normalise)."
     return "Make its operands smaller: normalise the inputs, lower the learning rate, clip gradients."
+
+
+def bad_field(
+    name: str, rows: Sequence[int] | None, of: int | None, operand: TensorStatistics, chain: tuple[Link, ...]
+) -> Attribution:
+    """That the batch came with it.
+
+    Args:
+        name: of the batch's field.
+        rows: those that are bad, where the field has one entry for each of the batch's `of` rows.
+        operand: the field.
+    """
+    count = f" in {rows_text(rows)} of {of:,}" if rows and of else ""
+    return Attribution(
+        code=CODES["data"],
+        phase="data",
+        event="data",
+        message=f"Field '{name}' of the batch is not finite{count}",
+        producer=Producer(parameter=name),
+        operands=(operand,),
+        chain=chain,
+        remedy="Mend or leave out these rows; a data contract refuses them at load "
+        "(`missing`, `minimum`, `maximum` of the field).",
+    )
+
+
+def rows_text(rows: Sequence[int]) -> str:
+    """`rows 3, 6`: the first five, and how many more."""
+    shown = ", ".join(str(r) for r in rows[:5])
+    more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
+    return f"row{'s' if len(rows) != 1 else ''} {shown}{more}"

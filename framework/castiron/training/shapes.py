@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from castiron.diagnostics import Finding, Place, finding
+
 ANY, REST = "_", "..."
 Shape = tuple[int, ...]
 
@@ -80,6 +82,21 @@ def reduced_axis(before: Shape, after: Shape) -> int | None:
         if after in (before[:k] + before[k + 1 :], (*before[:k], 1, *before[k + 1 :])) and before[k] > 1:
             return k
     return None
+
+
+def wrong_length(before: Shape, summed: int, number: float, place: Place) -> Finding | None:
+    """F341, where a sum over the axis `summed` of `before` is divided by the length of another."""
+    others = [n for k, n in enumerate(before) if k != summed]
+    if number == before[summed] or number not in others or number < 2:
+        return None
+    return finding(
+        "F341",
+        f"a sum over {before[summed]} numbers (axis {summed} of {list(before)}) is divided by "
+        f"{number:g}, the length of another axis",
+        place=place,
+        expected=f"a division by {before[summed]}",
+        received=f"{number:g}",
+    )
 
 
 def _tensors(text: str) -> tuple[tuple[str, ...], ...]:

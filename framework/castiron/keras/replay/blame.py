@@ -11,7 +11,7 @@ from castiron.keras.replay.explain import remedy, sentence
 from castiron.keras.replay.recorder import Recorder
 from castiron.keras.replay.step import Ends, Seen, StepVariables
 from castiron.keras.replay.values import bad_along, named_tensors, statistics
-from castiron.training.event_words import CODES
+from castiron.training.event_words import CODES, bad_field, rows_text
 from castiron.training.incident import Attribution, Link, Producer
 from castiron.training.source_lines import source
 
@@ -140,18 +140,7 @@ class Recording:
         rows = self._rows
         tensor = next(t for n, t in named_tensors(self._batch) if (n or "batch") == origin.name)
         where = bad_along(tensor, 0, infinities=True) if rows == tensor.shape[0] else None
-        count = f" in {_rows_text(where)} of {rows:,}" if where and rows else ""
-        found = Attribution(
-            code=CODES["data"],
-            phase="data",
-            event="data",
-            message=f"Field '{origin.name}' of the batch is not finite{count}",
-            producer=Producer(parameter=origin.name),
-            operands=(statistics(origin.name, tensor),),
-            chain=chain,
-            remedy="Mend or leave out these rows; a data contract refuses them at load "
-            "(`missing`, `minimum`, `maximum` of the field).",
-        )
+        found = bad_field(origin.name, where, rows, statistics(origin.name, tensor), chain)
         return Blame(found, where, where is not None)
 
     def _of_constant(self, first: Call | None, chain: tuple[Link, ...]) -> Blame:
@@ -181,7 +170,7 @@ class Recording:
         looked_up = any(c.op in GATHERS for c in calls)
         entries = bad_along(value, 0, infinities=True)
         if looked_up and len(entries) < value.shape[0]:
-            message += f", in {_rows_text(entries)} of {value.shape[0]:,}"
+            message += f", in {rows_text(entries)} of {value.shape[0]:,}"
         found = Attribution(
             code=CODES["inherited"],
             phase="optimizer" if state else "forward",
@@ -234,9 +223,3 @@ def _chain(calls: Sequence[Call], first: Call | None, tail: list[Link]) -> tuple
             links.append(link)
     links += tail
     return tuple(links if len(links) <= _LINKS else [*links[: _LINKS // 2], *links[-_LINKS // 2 :]])
-
-
-def _rows_text(rows: Sequence[int]) -> str:
-    shown = ", ".join(str(r) for r in rows[:5])
-    more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
-    return f"row{'s' if len(rows) != 1 else ''} {shown}{more}"

@@ -16,7 +16,7 @@ from castiron.torch.replay.rows import batch_rows
 from castiron.torch.replay.step import ReplayStep
 from castiron.torch.replay.tracker import Call, Origin, Value, ancestors, ancestry, path_from
 from castiron.torch.replay.values import State, bad_along, named_tensors, statistics
-from castiron.training.event_words import CODES
+from castiron.training.event_words import CODES, bad_field, rows_text
 from castiron.training.incident import Attribution, Event, Link, Phase, Producer
 from castiron.training.source_lines import source
 
@@ -226,7 +226,7 @@ def _was_there(
     tensor = parameters[origin.name] if origin.kind == "parameter" else buffers[origin.name]
     where = bad_along(tensor, 0, infinities=True) if tensor.dim() else []
     some = 0 < len(where) < tensor.shape[0] if tensor.dim() else False
-    places = f", in {_rows_text(where)} of {tensor.shape[0]:,}" if some and tensor.dim() > 1 else ""
+    places = f", in {rows_text(where)} of {tensor.shape[0]:,}" if some and tensor.dim() > 1 else ""
     came = _came_from(origin.name, tensor, step)
     return Blame(
         Attribution(
@@ -268,22 +268,8 @@ def _data_fault(origin: Origin, chain: tuple[Link, ...], step: ReplayStep) -> Bl
             rows = None
             if of is not None and tensor.shape[0] == of:
                 rows = bad_along(tensor, 0, infinities=True)
-            count = f" in {_rows_text(rows)} of {of:,}" if rows and of else ""
-            return Blame(
-                Attribution(
-                    code=CODES["data"],
-                    phase="data",
-                    event="data",
-                    message=f"Field '{origin.name}' of the batch is not finite{count}",
-                    producer=Producer(parameter=origin.name),
-                    operands=(statistics(origin.name, tensor),),
-                    chain=chain,
-                    remedy="Mend or leave out these rows; a data contract refuses them at load "
-                    "(`missing`, `minimum`, `maximum` of the field).",
-                ),
-                rows,
-                certain=rows is not None,
-            )
+            found = bad_field(origin.name, rows, of, statistics(origin.name, tensor), chain)
+            return Blame(found, rows, certain=rows is not None)
     raise AssertionError(origin)
 
 
@@ -375,10 +361,3 @@ def _shortened(links: list[Link]) -> list[Link]:
 
 def _is_bad(value: Value) -> bool:
     return value.state is State.BAD
-
-
-def _rows_text(rows: Sequence[int] | None) -> str:
-    rows = rows or []
-    shown = ", ".join(str(r) for r in rows[:5])
-    more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
-    return f"row{'s' if len(rows) != 1 else ''} {shown}{more}"

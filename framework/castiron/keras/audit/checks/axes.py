@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from castiron.diagnostics import Finding, finding
+from castiron.diagnostics import Finding
 from castiron.keras.audit.context import Context
 from castiron.keras.audit.kernels import MOVES
 from castiron.keras.audit.records import Op, consumers
-from castiron.training.shapes import reduced_axis
+from castiron.training.shapes import reduced_axis, wrong_length
 
 
 def check(context: Context) -> Iterator[Finding]:
@@ -24,20 +24,12 @@ def check(context: Context) -> Iterator[Finding]:
         if summed is None:
             continue
         for use in consumers(op.results[0], MOVES):
-            number = _divisor(use)
-            others = [n for k, n in enumerate(before) if k != summed]
-            if number is None or number == before[summed] or number not in others or number < 2:
+            number = None if use.phase == "backward" else _divisor(use)
+            if number is None:
                 continue
-            if use.phase == "backward" or _is_summed(use):
-                continue
-            yield finding(
-                "F341",
-                f"a sum over {before[summed]} numbers (axis {summed} of {list(before)}) is divided by "
-                f"{number:g}, the length of another axis",
-                place=context.place(use),
-                expected=f"a division by {before[summed]}",
-                received=f"{number:g}",
-            )
+            found = wrong_length(before, summed, number, context.place(use))
+            if found is not None and not _is_summed(use):
+                yield found
 
 
 def _divisor(use: Op) -> float | None:

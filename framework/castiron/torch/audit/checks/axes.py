@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from castiron.diagnostics import Finding, finding
+from castiron.diagnostics import Finding
 from castiron.torch.audit.context import Context
 from castiron.torch.audit.kernels import MOVES
 from castiron.torch.audit.records import Op, consumers
-from castiron.training.shapes import reduced_axis
+from castiron.training.shapes import reduced_axis, wrong_length
 
 
 def check(context: Context) -> Iterator[Finding]:
@@ -22,18 +22,9 @@ def check(context: Context) -> Iterator[Finding]:
         for use in consumers(op.results[0], tuple(MOVES)):
             if use.base != "div" or len(use.operands) != 1 or len(use.scalars) != 1:
                 continue
-            number = use.scalars[0]
-            others = [n for k, n in enumerate(before) if k != summed]
-            if number == before[summed] or number not in others or number < 2 or _is_summed(use):
-                continue
-            yield finding(
-                "F341",
-                f"a sum over {before[summed]} numbers (axis {summed} of {list(before)}) is divided by "
-                f"{number:g}, the length of another axis",
-                place=context.place(use),
-                expected=f"a division by {before[summed]}",
-                received=f"{number:g}",
-            )
+            found = wrong_length(before, summed, use.scalars[0], context.place(use))
+            if found is not None and not _is_summed(use):
+                yield found
 
 
 def _is_summed(use: Op) -> bool:
