@@ -1,25 +1,18 @@
-"""Trainings in several TensorFlow processes, for `test_several_workers.py`: `several_workers.py FOLDER
-SCENARIO…`.
-
-All are copies of one process that has imported TensorFlow and computed nothing. What the ranks of a scenario
-said is in `FOLDER/SCENARIO/rank-N.log`, the rows they saw in `rows-N.json`; exit codes go to
-`FOLDER/codes.json`.
-"""
+"""Trainings in several TensorFlow processes, for `test_several_workers.py` (see `several_ranks.py`)."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-import kill_test
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import several_ranks
+from several_ranks import exit_code, kill_test
 
 BATCH = 32
 """Rows of a step, over all processes."""
@@ -86,17 +79,9 @@ def writes_rows(folder: Path) -> Callable[[int], None]:
 
 
 def slow_steps(rank: int) -> None:
-    """So that a signal meets a training under way."""
     from castiron.keras.loaders import TensorLoader
 
-    whole = TensorLoader.__iter__
-
-    def batches(self: TensorLoader) -> Iterator[Any]:
-        for batch in whole(self):
-            time.sleep(0.2)
-            yield batch
-
-    TensorLoader.__iter__ = batches  # type: ignore[method-assign]
+    several_ranks.slowed(TensorLoader)
 
 
 def run(folder: Path, name: str) -> list[int]:
@@ -124,21 +109,10 @@ def run(folder: Path, name: str) -> list[int]:
         raise SystemExit(f"no scenario {name}")
     processes = kill_test.fork_ranks(commands, home, prepare, backend="tensorflow")
     if kind in ("killed", "stopped"):
-        until = time.monotonic() + 120
-        while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < until:
-            time.sleep(0.02)
-        os.kill(processes[1], signal.SIGKILL if kind == "killed" else signal.SIGTERM)
-    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
-
-
-def main(folder: Path, scenarios: list[str]) -> None:
-    kill_test.write_data(folder)
-    codes = {}
-    for name in scenarios:
-        began = time.monotonic()
-        codes[name] = [run(folder, name), round(time.monotonic() - began, 2)]
-        (folder / "codes.json").write_text(json.dumps(codes))
+        number = signal.SIGKILL if kind == "killed" else signal.SIGTERM
+        several_ranks.signalled(processes[1], number, metrics, within=120)
+    return [exit_code(process) for process in processes]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    several_ranks.main(run)

@@ -3,59 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from castiron.training.manifest import read_manifest
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import several_ranks
+from several_ranks import Trained
 
 SCRIPT = Path(__file__).with_name("several_workers.py")
 SCENARIOS = ("plain-1", "plain-2", "nan", "differ", "killed", "resumed-killed", "whole")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("several workers")]
 
 
-class Trained:
-    """What became of the scenarios."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.codes: dict[str, tuple[list[int], float]] = json.loads((folder / "codes.json").read_text())
-
-    def said(self, scenario: str, rank: int = 0) -> str:
-        return (self.folder / scenario / f"rank-{rank}.log").read_text()
-
-    def rows(self, run: str) -> list[dict[str, Any]]:
-        lines = (self.folder / "lstm-sentiment" / run / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k != "items_per_s"} for line in lines]
-
-    def seen(self, scenario: str, rank: int) -> list[list[int]]:
-        found: list[list[int]] = json.loads((self.folder / scenario / f"rows-{rank}.json").read_text())
-        return found
-
-    def weights(self, run: str) -> str | None:
-        manifest = read_manifest(self.folder / "lstm-sentiment" / run / "checkpoints" / "last.safetensors")
-        assert manifest is not None
-        return manifest.weights
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("several")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), *SCENARIOS],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        check=False,
+    return several_ranks.trained(
+        SCRIPT, SCENARIOS, folder, "last.safetensors", within=280, TF_CPP_MIN_LOG_LEVEL="3"
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Trained(folder)
 
 
 def test_several_processes_train_like_one_on_rows_of_their_own(trained: Trained) -> None:

@@ -1,24 +1,19 @@
-"""Trainings in several processes, for `test_several_processes.py`: `several_processes.py FOLDER SCENARIO…`.
-
-All are copies of one process that has imported torch and trained nothing. What the ranks of a scenario said
-is in `FOLDER/SCENARIO/rank-N.log`, the rows they saw in `rows-N.json`; exit codes and seconds go to
-`FOLDER/codes.json`.
-"""
+"""Trainings in several processes, for `test_several_processes.py` (see `several_ranks.py`)."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-import kill_test
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import several_ranks
+from several_ranks import exit_code, kill_test
+
 from ranks import bad_loss, command, writes_rows
 
 
@@ -46,17 +41,9 @@ def stalls(rank: int) -> None:
 
 
 def slow_steps(rank: int) -> None:
-    """So that a signal meets a training under way; each rank says when it is."""
     from castiron.lightning.loaders import TorchLoader
 
-    whole = TorchLoader.__iter__
-
-    def batches(self: TorchLoader) -> Iterator[Any]:
-        for batch in whole(self):
-            time.sleep(0.2)
-            yield batch
-
-    TorchLoader.__iter__ = batches  # type: ignore[method-assign]
+    several_ranks.slowed(TorchLoader)
 
 
 def run(folder: Path, name: str) -> list[int]:
@@ -110,25 +97,14 @@ def run(folder: Path, name: str) -> list[int]:
         raise SystemExit(f"no scenario {name}")
     processes = kill_test.fork_ranks(commands, home, prepare)
     if kind in ("killed", "stopped"):
-        until = time.monotonic() + 60
-        while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < until:
-            time.sleep(0.02)
-        os.kill(processes[1], signal.SIGKILL if kind == "killed" else signal.SIGTERM)
+        number = signal.SIGKILL if kind == "killed" else signal.SIGTERM
+        several_ranks.signalled(processes[1], number, metrics, within=60)
     if kind == "stall":
-        codes = [os.waitstatus_to_exitcode(os.waitpid(processes[0], 0)[1])]
+        codes = [exit_code(processes[0])]
         os.kill(processes[1], signal.SIGKILL)
-        return [*codes, os.waitstatus_to_exitcode(os.waitpid(processes[1], 0)[1])]
-    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
-
-
-def main(folder: Path, scenarios: list[str]) -> None:
-    kill_test.write_data(folder)
-    codes = {}
-    for name in scenarios:
-        began = time.monotonic()
-        codes[name] = [run(folder, name), round(time.monotonic() - began, 2)]
-        (folder / "codes.json").write_text(json.dumps(codes))
+        return [*codes, exit_code(processes[1])]
+    return [exit_code(process) for process in processes]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    several_ranks.main(run)

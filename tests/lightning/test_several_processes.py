@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from castiron.health.table import read
-from castiron.training.manifest import read_manifest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import several_ranks
+from several_ranks import Trained
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
 SCENARIOS = (
@@ -25,43 +28,10 @@ SCENARIOS = (
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("several processes")]
 
 
-class Trained:
-    """What became of the scenarios."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.codes: dict[str, tuple[list[int], float]] = json.loads((folder / "codes.json").read_text())
-
-    def said(self, scenario: str, rank: int = 0) -> str:
-        return (self.folder / scenario / f"rank-{rank}.log").read_text()
-
-    def rows(self, run: str) -> list[dict[str, Any]]:
-        lines = (self.folder / "lstm-sentiment" / run / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k != "items_per_s"} for line in lines]
-
-    def seen(self, scenario: str, rank: int) -> list[list[int]]:
-        found: list[list[int]] = json.loads((self.folder / scenario / f"rows-{rank}.json").read_text())
-        return found
-
-    def weights(self, run: str) -> str | None:
-        manifest = read_manifest(self.folder / "lstm-sentiment" / run / "checkpoints" / "last.ckpt")
-        assert manifest is not None
-        return manifest.weights
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("several")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), *SCENARIOS],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Trained(folder)
+    return several_ranks.trained(SCRIPT, SCENARIOS, folder, "last.ckpt", within=500)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,19 @@ Cells are held against real trainings by `test_presets.py` here, and by `tests/k
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from castiron.diagnostics import CastironError
 from castiron.policy import PRESETS
+from castiron.training.config_file import load_config
+from castiron.training.launch import train
+from castiron_recipes.lstm_sentiment import recipe as sentiment
 
 TRAINS = ("float64", "float32", "bf16-mixed", "bf16-true", "fp16-mixed", "fp16-true")
 REFUSED = {"tf32": "H701", "float8-mixed": "H701"}
@@ -37,6 +49,35 @@ SMALL = {
 """Recipe → what makes it small."""
 BOTH = ("lstm-sentiment", "image-classifier", "series-forecaster", "segmenter", "tabular")
 """Those that train in TensorFlow, too."""
+
+
+def trains(recipe: str, preset: str, folder: Path, *more: str) -> None:
+    """Hold a cell that says so against a training of two steps."""
+    config = load_config(recipe, [*FEW, *SMALL[recipe], f"precision={preset}", *more])
+    run, outcome = train(config, runs=folder, name="run")
+    assert (outcome.status, outcome.steps) == ("completed", 2)
+    losses = [row["train/loss"] for row in run.metrics() if "train/loss" in row]
+    assert losses
+    assert all(map(math.isfinite, [*losses, *outcome.metrics["test"].values()]))
+
+
+def is_refused(recipe: str, preset: str, folder: Path, *more: str) -> None:
+    """Hold a cell with a code against what is said when one tries."""
+    config = load_config(recipe, [*FEW, *SMALL[recipe], f"precision={preset}", *more])
+    with pytest.raises(CastironError) as refused:
+        train(config, runs=folder, name="run")
+    assert {f.code for f in refused.value.findings} == {REFUSED[preset]}
+    for finding in refused.value.findings:
+        assert finding.place.module is not None, "the layer is named"
+        assert "Nearest that works" in finding.remedy
+
+
+@contextlib.contextmanager
+def few_reviews() -> Iterator[None]:
+    """Two hundred generated reviews, not 20,000."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentiment, "generate", partial(sentiment.generate, rows=200))
+        yield
 
 
 def page() -> str:
