@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -84,6 +85,22 @@ def slow_steps(rank: int) -> None:
     several_ranks.slowed(TensorLoader)
 
 
+def dies_while_others_wait(rank: int) -> None:
+    """Rank 1 is killed when rank 0 waits for what it has to say, before the first step."""
+    from castiron.keras import peers
+
+    peers._HEARTBEAT_S = 4.0
+    if rank == 1:
+        whole = peers.ClusterPeers.gather
+
+        def gather(self: Any, value: Any) -> list[Any]:
+            if self._number == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return whole(self, value)
+
+        peers.ClusterPeers.gather = gather  # type: ignore[method-assign]
+
+
 def run(folder: Path, name: str) -> list[int]:
     """Run a scenario. → exit codes of its ranks."""
     home = folder / name
@@ -98,6 +115,8 @@ def run(folder: Path, name: str) -> list[int]:
         commands, prepare = [command(folder, name, 2, *PLAIN, "guard.response=hold")] * 2, bad_loss
     elif kind == "differ":
         commands = [command(folder, name, 2, f"optimizer.lr={lr}") for lr in (0.001, 0.002)]
+    elif kind == "waiting":
+        commands, prepare = [command(folder, name, 2)] * 2, dies_while_others_wait
     elif kind == "whole":
         commands = [[*command(folder, name, 2), "trainer.max_epochs=2"]] * 2
     elif kind in ("killed", "stopped"):

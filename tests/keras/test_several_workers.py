@@ -15,7 +15,7 @@ import several_ranks
 from several_ranks import Trained
 
 SCRIPT = Path(__file__).with_name("several_workers.py")
-SCENARIOS = ("plain-1", "plain-2", "nan", "differ", "killed", "resumed-killed", "whole")
+SCENARIOS = ("plain-1", "plain-2", "nan", "differ", "waiting", "killed", "resumed-killed", "whole")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("several workers")]
 
 
@@ -72,3 +72,10 @@ def test_a_rank_that_is_killed_ends_all_and_the_run_goes_on_as_if_nothing_was(tr
     assert trained.codes["resumed-killed"][0] == [0, 0], trained.said("resumed-killed")
     assert trained.rows("resumed-killed") == trained.rows("whole")
     assert trained.weights("resumed-killed") == trained.weights("whole")
+
+
+def test_a_rank_that_is_killed_where_others_wait_for_it_ends_them_too(trained: Trained) -> None:
+    codes, seconds = trained.codes["waiting"]
+    assert codes == [75, -signal.SIGKILL], trained.said("waiting")
+    assert seconds < 60  # trainer.timeout is 200
+    assert "X831  Rank 0 lost another process." in trained.said("waiting")

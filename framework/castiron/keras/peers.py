@@ -18,13 +18,17 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from castiron.diagnostics import ConfigError, Place, finding
+from castiron.diagnostics import CastironError, ConfigError, Place, finding
 from castiron.keras.determinism import set_threads
 from castiron.training.config import RunConfig
-from castiron.training.ranks import STORE, Peers, Rank, addresses, is_loss, peer_lost
+from castiron.training.ranks import STORE, PeerLost, Peers, Rank, addresses, is_loss, peer_lost
 
 _SHUTDOWN_MS = 5_000
 """Time that all have to end together, once training is over."""
+_HEARTBEAT_S = 30.0
+"""A process that was not heard of for so long is gone. Within a step, a killed one is noticed at once."""
+_LOOK_MS = 1_000
+"""While one waits for what another has to say: between looks at whether it is still there."""
 _LOST = (tf.errors.UnavailableError, tf.errors.DeadlineExceededError, tf.errors.AbortedError)
 """What TensorFlow raises where another process is gone, or is not heard of."""
 _NODE = re.compile(r"\{\{[^{}]*\}\}")
@@ -37,7 +41,7 @@ class ClusterPeers:
         self.rank, self.world = here.rank, here.world
         self.strategy = strategy
         """The `tf.distribute` strategy of all of them."""
-        self._timeout_ms = max(int(1000 * timeout), 1)
+        self._timeout = timeout
         self._number = 0
 
     def gather(self, value: Any) -> list[Any]:
@@ -46,24 +50,40 @@ class ClusterPeers:
         with told_as_lost(self.rank):
             text = base64.b64encode(pickle.dumps(value)).decode("ascii")
             service.set_config_key_value(_key(number, self.rank), text)
-            found = [
-                service.get_config_key_value(_key(number, rank), self._timeout_ms)
-                for rank in range(self.world)
-            ]
+            found = [self._wait_for(_key(number, rank), self._timeout) for rank in range(self.world)]
             if number > 0:  # all have come here, so all have read what was before
                 service.delete_config_key_value(_key(number - 1, self.rank))
         return [pickle.loads(base64.b64decode(text)) for text in found]
 
-    def leave(self) -> None:
-        """The end. Rank 0 has the service and goes last, once it has heard of all others."""
-        service = context.context()
+    def leave(self, within: float | None = None) -> None:
+        """The end. Rank 0 has the service and goes last, once it has heard of all others.
+
+        Args:
+            within: seconds that rank 0 waits for them; None: `trainer.timeout`.
+        """
         if self.rank:
             with contextlib.suppress(*_LOST):  # rank 0 may be gone before its answer is here
-                service.set_config_key_value(f"castiron/done/{self.rank}", "")
+                context.context().set_config_key_value(f"castiron/done/{self.rank}", "")
             return
         with told_as_lost(self.rank):
             for rank in range(1, self.world):
-                service.get_config_key_value(f"castiron/done/{rank}", self._timeout_ms)
+                self._wait_for(f"castiron/done/{rank}", self._timeout if within is None else within)
+
+    def _wait_for(self, key: str, timeout: float) -> str:
+        """A value, once it is there. The service answers nothing to who waits for one that is gone, so it is
+        asked for a moment at a time."""
+        service, until = context.context(), time.monotonic() + timeout
+        while True:
+            left_ms = int(1000 * (until - time.monotonic()))
+            try:
+                value: str = service.get_config_key_value(key, max(min(left_ms, _LOOK_MS), 1))
+                return value
+            except tf.errors.DeadlineExceededError:
+                if left_ms <= _LOOK_MS:
+                    raise
+            for state in service.get_task_states([("worker", self.world)]):
+                if state is not None:
+                    raise state
 
 
 def _key(number: int, rank: int) -> str:
@@ -92,7 +112,7 @@ def connected(here: Rank, config: RunConfig) -> Iterator[Peers]:
             service_type="standalone",
             service_leader="/job:worker/replica:0/task:0",
             cluster_register_timeout_in_ms=milliseconds,
-            heartbeat_timeout_in_ms=milliseconds,
+            heartbeat_timeout_in_ms=max(int(1000 * min(timeout, _HEARTBEAT_S)), 1),
             shutdown_barrier_timeout_in_ms=_SHUTDOWN_MS,
             coordinated_jobs=[coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=here.world)],
         )
@@ -107,7 +127,15 @@ def connected(here: Rank, config: RunConfig) -> Iterator[Peers]:
         )
         peers = ClusterPeers(here, strategy, timeout)
         peers.gather(None)
-    yield peers
+    try:
+        yield peers
+    except PeerLost:
+        raise
+    except CastironError:
+        # What all refuse, each has to hear of: rank 0's service is there until they have.
+        with contextlib.suppress(PeerLost):
+            peers.leave(within=_SHUTDOWN_MS / 1000)
+        raise
     peers.leave()
 
 
