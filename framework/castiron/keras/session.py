@@ -19,6 +19,7 @@ from castiron.keras.loaders import TensorLoader
 from castiron.keras.module import RecipeModel
 from castiron.keras.modules import variables
 from castiron.keras.peers import told_as_lost
+from castiron.keras.registry import gradients_forgotten
 from castiron.keras.run import TrainingRun
 from castiron.keras.switches import matmul_switches
 from castiron.training.audit import AuditReport
@@ -153,6 +154,7 @@ def session(config: RunConfig, reporter: Reporter | None = None) -> Iterator[Non
         matmul_switches(config.precision.matmul),
         tf.device(resolve_device(trainer.device)),
         _own_floatx(),
+        gradients_forgotten(),
     ):
         seed_everything(config.seed)
         yield

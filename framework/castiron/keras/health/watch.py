@@ -15,6 +15,7 @@ from castiron.keras.dtypes import dtype_name, is_float
 from castiron.keras.health.measure import Group, measured, peak
 from castiron.keras.health.order import parts_of
 from castiron.keras.modules import children, family, own_variables, stored_dtype, walk
+from castiron.keras.registry import gradients_forgotten
 from castiron.keras.step import StepCore
 
 L: Any = keras.layers
@@ -177,7 +178,8 @@ class Watch:
 
             return tf.identity(x), gradient
 
-        new = same(tensor)
+        with gradients_forgotten():  # a tape in this graph has them at hand
+            new = same(tensor)
         mask = getattr(tensor, "_keras_mask", None)
         if mask is not None:
             new._keras_mask = mask
