@@ -86,6 +86,7 @@ def cast(
     integers: np.ndarray | None = None,
     tolerance: float | None = None,
     seen: float = 0.0,
+    out: np.ndarray | None = None,
 ) -> CastResult:
     """Cast an array of numbers, and classify every element.
 
@@ -96,6 +97,8 @@ def cast(
             rounded, if it changes. None: a float is a measurement, however large.
         tolerance: relative error beyond which rounding is lossy; None: no bound.
         seen: the largest relative error of the values before these: it saves looking for a smaller one.
+        out: room for floats that become other floats, of their shape and the target's dtype; the result has a
+            new array where it could not be used.
 
     NaN into a float format, and infinity into one that has it, are exact: whether they may be there is
     another question.
@@ -116,7 +119,7 @@ def cast(
             return _float_to_int(values, target) if source == "float" else _int_to_int(values, target)
         if source == "int":
             return _int_to_float(values, target)
-        return _float_to_float(values, target, integers, tolerance, seen)
+        return _float_to_float(values, target, integers, tolerance, seen, out)
 
 
 def loss_of(value: Any, to: DTypeName, *, integer: bool = False) -> Loss:
@@ -232,9 +235,11 @@ def _float_to_float(
     integers: np.ndarray | None,
     tolerance: float | None,
     seen: float,
+    out: np.ndarray | None,
 ) -> CastResult:
     x = values.astype(np.float64, copy=False)
-    result, n_changed, largest, ends = _in_blocks(x, target, seen)
+    result = np.empty(x.shape, target.numpy_dtype) if out is None else out
+    n_changed, largest, ends = _in_blocks(x, target, seen, result)
     if not n_changed:
         return CastResult(result, ends=ends)
     if ends is not None and integers is None and tolerance is None and largest <= _bound(target) * (1 + 1e-6):
@@ -248,15 +253,15 @@ def _bound(target: NumberFormat) -> float:
 
 
 def _in_blocks(
-    x: np.ndarray, target: NumberFormat, seen: float
-) -> tuple[np.ndarray, int, float, tuple[float, float] | None]:
-    """The cast, how many elements it changed (a NaN counts), the largest relative error found, and the ends
-    where all elements are finite. In blocks that stay in the processor's cache: that halves the time.
+    x: np.ndarray, target: NumberFormat, seen: float, result: np.ndarray
+) -> tuple[int, float, tuple[float, float] | None]:
+    """Cast into the result. → how many elements that changed (a NaN counts), the largest relative error
+    found, and the ends where all elements are finite. In blocks that stay in the processor's cache: that
+    halves the time.
 
     Args:
         x: float64, any shape.
     """
-    result = np.empty(x.shape, target.numpy_dtype)
     flat, casts = x.reshape(-1), result.reshape(-1)
     size = min(_BLOCK, flat.size)
     wide, mask, near = np.empty(size), np.empty(size, bool), np.empty(size, np.float32)
@@ -286,7 +291,7 @@ def _in_blocks(
         if not error <= largest:
             largest = error
     ends = (low, high) if flat.size and math.isfinite(low) and math.isfinite(high) else None
-    return result, n_changed, largest, ends
+    return n_changed, largest, ends
 
 
 def _differ(x: np.ndarray, result: np.ndarray) -> np.ndarray:

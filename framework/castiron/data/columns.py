@@ -37,10 +37,12 @@ class Tally:
 
 @dataclass
 class Problems:
-    """All odd cells of a load."""
+    """All odd cells of a load, or of a part of it."""
 
+    most: int = LISTED
+    """How many are listed one by one."""
     cells: list[BadCell] = field(default_factory=list)
-    """Those that are refused, up to LISTED."""
+    """Those that are refused, of which as many are listed."""
     total: int = 0
     tallies: dict[tuple[str, str, str], Tally] = field(default_factory=dict)
     """By field, code and consequence."""
@@ -48,6 +50,20 @@ class Problems:
     def sort_from(self, start: int) -> None:
         """Order the cells from this one on by where they are, not by field."""
         self.cells[start:] = sorted(self.cells[start:], key=lambda c: (c.line or 0, c.column or 0))
+
+    @property
+    def room(self) -> int:
+        """How many more are listed."""
+        return self.most - len(self.cells)
+
+    def take(self, others: Problems) -> None:
+        """Those of another part."""
+        self.cells += others.cells[: self.room]
+        self.total += others.total
+        for key, found in others.tallies.items():
+            tally = self.tallies.setdefault(key, found)
+            if tally is not found:
+                tally.count += found.count
 
     def add(
         self, name: str, faults: Faults, severity: str, consequence: str, describe: Callable[[int], BadCell]
@@ -57,7 +73,7 @@ class Problems:
         tally = self.tallies.setdefault(key, Tally(faults.code, severity, consequence))
         tally.count += len(faults.at)
         refused = consequence == "refused"
-        wanted = LISTED - len(self.cells) if refused else 0
+        wanted = self.room if refused else 0
         at = np.asarray(faults.at)[: max(wanted, 0 if tally.first else 1)].tolist()
         for position in at:
             cell = describe(position)
@@ -102,6 +118,8 @@ class ColumnBuilder:
         self._size = int(np.prod(part.shape))
         self._values: np.ndarray | pa.Array | None = None
         self._block_gaps: np.ndarray | None = None
+        self._room: np.ndarray | None = None
+        """Where the block's values go, and may be written to at once."""
 
     def judge(
         self,
@@ -116,7 +134,8 @@ class ColumnBuilder:
             cell: row in the block and field name to (file, line, column).
         """
         part, report = self.part, self.report
-        judged = judge(cells, part, spellings, report.largest_relative_error)
+        self._room = self._room_for(cells)
+        judged = judge(cells, part, spellings, report.largest_relative_error, self._room)
         rows = len(judged.values)
         report.rows += rows
         report.values += rows * self._size
@@ -268,6 +287,11 @@ class ColumnBuilder:
             value = part.categories[word]
         return cast(np.array([value]), part.dtype).values[0]  # type: ignore[no-any-return]
 
+    def _room_for(self, cells: Cells) -> np.ndarray | None:
+        if not (self._keep and isinstance(self._store, ArrayStore) and isinstance(cells, Numbers)):
+            return None
+        return self._store.room(len(cells.values))
+
     def reserve(self, rows: int) -> None:
         """So many rows are still to come."""
         if self._keep and isinstance(self._store, ArrayStore):
@@ -286,9 +310,11 @@ class ColumnBuilder:
         if gaps is not None and len(gaps):
             self._gaps.append(self._rows * self._size + gaps)
         self._rows += len(values)
-        if self._keep:
+        if self._keep and values is not self._room:
             self._store.append(values)
-        self._values = self._block_gaps = None
+        elif self._keep:
+            self._store.rows += len(values)
+        self._values = self._block_gaps = self._room = None
 
     def finish(self) -> tuple[np.ndarray | pa.ChunkedArray, FittedValue | None]:
         """The whole column, gaps filled, and the statistic, where one was fitted here; then begins anew,

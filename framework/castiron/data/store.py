@@ -32,12 +32,16 @@ class ArrayStore:
             room[: self.rows] = self._room[: self.rows]
             self._room = room
 
-    def append(self, values: np.ndarray) -> None:
-        needed = self.rows + len(values)
+    def room(self, rows: int) -> np.ndarray:
+        """The place of the rows that come next [rows, *shape]; they are there once `rows` counts them."""
+        needed = self.rows + rows
         if needed > len(self._room):
-            self.reserve(max(len(values), 2 * len(self._room) - self.rows, _FIRST))
-        self._room[self.rows : needed] = values
-        self.rows = needed
+            self.reserve(max(rows, 2 * len(self._room) - self.rows, _FIRST))
+        return self._room[self.rows : needed]
+
+    def append(self, values: np.ndarray) -> None:
+        self.room(len(values))[...] = values
+        self.rows += len(values)
 
     def finish(self) -> np.ndarray:
         """All rows; the store is empty afterwards."""

@@ -18,16 +18,23 @@ from castiron.data.schema import Field
 __all__ = ["Faults", "Judged", "judge", "shown"]
 
 
-def judge(cells: Cells, part: Field, spellings: tuple[str, ...], seen: float = 0.0) -> Judged:
+def judge(
+    cells: Cells,
+    part: Field,
+    spellings: tuple[str, ...],
+    seen: float = 0.0,
+    room: np.ndarray | None = None,
+) -> Judged:
     """Cast the cells of one field in one block, and find everything that is not an exact cast.
 
     Args:
         spellings: cell texts that mean missing, trimmed.
         seen: the largest relative error of this field's casts in the blocks before.
+        room: [rows, *shape] in the field's dtype, where the cast may be written to; `values` is it then.
     """
     judged: Judged | None = None
     if isinstance(cells, Numbers):
-        judged = judge_numbers(cells, part, seen)
+        judged = judge_numbers(cells, part, seen, room)
         odd = judged is None or any(f.kind != "rounded" for f in judged.faults)
         if odd and cells.as_text is not None:
             cells = cells.as_text()  # to judge its spelling, and to show it as it is written

@@ -17,7 +17,9 @@ from castiron.formats import number_format
 _EXACT = 2.0**53
 
 
-def judge_numbers(cells: Numbers, part: Field, seen: float = 0.0) -> Judged | None:
+def judge_numbers(
+    cells: Numbers, part: Field, seen: float = 0.0, room: np.ndarray | None = None
+) -> Judged | None:
     """Cast the numbers of a block; None where they came from text and its spelling must be looked at.
 
     From text, a float64 is what pyarrow made of it: correctly rounded, and so as good as the text, unless it
@@ -26,6 +28,7 @@ def judge_numbers(cells: Numbers, part: Field, seen: float = 0.0) -> Judged | No
 
     Args:
         seen: the largest relative error of the blocks before.
+        room: where the cast may be written to.
     """
     assert part.dtype is not None
     values, missing = cells.values, cells.missing
@@ -33,7 +36,7 @@ def judge_numbers(cells: Numbers, part: Field, seen: float = 0.0) -> Judged | No
     result: CastResult | None = None
     within: tuple[float | int, float | int] | None = None
     if is_float and cells.as_text is None:
-        result = cast(values, part.dtype, tolerance=part.tolerance, seen=seen)
+        result = cast(values, part.dtype, tolerance=part.tolerance, seen=seen, out=room)
         within = result.ends
     if within is None:
         low, high = bounds(values, None)
@@ -52,7 +55,7 @@ def judge_numbers(cells: Numbers, part: Field, seen: float = 0.0) -> Judged | No
         if cells.may_underflow and _has_zeros(values, missing) and cells.may_underflow():
             return None
     if result is None:
-        result = cast(values, part.dtype, tolerance=part.tolerance, seen=seen)
+        result = cast(values, part.dtype, tolerance=part.tolerance, seen=seen, out=room)
     if doubtful and within is not None and _maybe_integers(values, result, part, within):
         return None
     return judge_cast(values, missing, result, part, words=partial(_words, cells), within=within)
