@@ -9,7 +9,7 @@ import signal
 import sys
 import types
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,19 @@ def nothing_was_compiled() -> None:
     dynamo = sys.modules.get("torch._dynamo.utils")
     if dynamo is not None:
         dynamo.counters.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_graph_is_kept() -> Iterator[None]:
+    """TensorFlow keeps most graphs that were ever differentiated; a thousand tests would fill the memory, and
+    Python's collector would go through all of them again and again."""
+    if "tensorflow" not in sys.modules:
+        yield
+        return
+    from castiron.keras.registry import gradients_forgotten
+
+    with gradients_forgotten():
+        yield
 
 
 @pytest.fixture
