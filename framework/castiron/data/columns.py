@@ -37,12 +37,10 @@ class Tally:
 
 @dataclass
 class Problems:
-    """All odd cells of a load, or of a part of it."""
+    """All odd cells of a load."""
 
-    most: int = LISTED
-    """How many are listed one by one."""
     cells: list[BadCell] = field(default_factory=list)
-    """Those that are refused, of which as many are listed."""
+    """Those that are refused, up to LISTED."""
     total: int = 0
     tallies: dict[tuple[str, str, str], Tally] = field(default_factory=dict)
     """By field, code and consequence."""
@@ -50,20 +48,6 @@ class Problems:
     def sort_from(self, start: int) -> None:
         """Order the cells from this one on by where they are, not by field."""
         self.cells[start:] = sorted(self.cells[start:], key=lambda c: (c.line or 0, c.column or 0))
-
-    @property
-    def room(self) -> int:
-        """How many more are listed."""
-        return self.most - len(self.cells)
-
-    def take(self, others: Problems) -> None:
-        """Those of another part."""
-        self.cells += others.cells[: self.room]
-        self.total += others.total
-        for key, found in others.tallies.items():
-            tally = self.tallies.setdefault(key, found)
-            if tally is not found:
-                tally.count += found.count
 
     def add(
         self, name: str, faults: Faults, severity: str, consequence: str, describe: Callable[[int], BadCell]
@@ -73,7 +57,7 @@ class Problems:
         tally = self.tallies.setdefault(key, Tally(faults.code, severity, consequence))
         tally.count += len(faults.at)
         refused = consequence == "refused"
-        wanted = self.room if refused else 0
+        wanted = LISTED - len(self.cells) if refused else 0
         at = np.asarray(faults.at)[: max(wanted, 0 if tally.first else 1)].tolist()
         for position in at:
             cell = describe(position)

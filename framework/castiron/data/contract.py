@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,9 @@ from castiron.data.origin import LineIndex, Origins
 from castiron.data.readers import open_source, spellings_of
 from castiron.data.readers.ahead import ahead
 from castiron.data.readers.files import find_files
-from castiron.data.readers.source import Block, Cells, Source
+from castiron.data.readers.source import Block, Source
 from castiron.data.report import DataReport, FileReport
 from castiron.data.schema import Column, Schema
-from castiron.data.side_by_side import side_by_side
 from castiron.data.table import Dataset
 from castiron.data.verdict import ContractError, findings_of_cells, findings_of_columns, findings_of_rows
 from castiron.diagnostics import DataError, Finding, Place, finding
@@ -236,8 +234,7 @@ class _Load:
             self._units[source.file.name] = source.unit
             skipped = 0
             try:
-                blocks = source.blocks()
-                for block in blocks if source.reads_ahead else ahead(blocks):
+                for block in ahead(source.blocks()):
                     skipped += block.skipped
                     self._row_findings += block.findings
                     kept = self._take(block, source, index)
@@ -268,24 +265,19 @@ class _Load:
             position = where[name].position if source.has_cells else None
             return source.file.name, line, None if position is None else position + 1
 
-        def judged(name: str, cells: Cells | Callable[[], Cells]) -> tuple[np.ndarray | None, Problems]:
-            builder, problems = self._builders[name], Problems(self._problems.room)
-            spellings = spellings_of(builder.part, self._options, text_file=source.has_cells)
-            builder.report.column = where[name].label
-            given = cells() if callable(cells) else cells
-            return builder.judge(given, spellings, problems, cell), problems
-
         drop: np.ndarray | None = None
-        told = len(self._problems.cells)
-        in_turn = not any(map(callable, block.columns.values()))
-        work = [partial(judged, name, cells) for name, cells in block.columns.items()]
-        for odd, problems in (each() for each in work) if in_turn else side_by_side(work):
-            self._problems.take(problems)
+        text_file, told = source.has_cells, len(self._problems.cells)
+        for name, cells in block.columns.items():
+            builder = self._builders[name]
+            spellings = spellings_of(builder.part, self._options, text_file=text_file)
+            odd = builder.judge(cells, spellings, self._problems, cell)
+            builder.report.column = where[name].label
             if odd is not None:
                 drop = odd if drop is None else drop | odd
         self._problems.sort_from(told)
         keep = None if drop is None else ~drop
-        side_by_side([partial(self._builders[name].commit, keep) for name in block.columns])
+        for name in block.columns:
+            self._builders[name].commit(keep)
         index.add(block.rows, block.lines)
         self._kept.append((self._rows_read, block.rows, keep))
         self._rows_read += block.rows

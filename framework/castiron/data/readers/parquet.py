@@ -1,18 +1,13 @@
-"""Parquet: typed columns, read batch by batch; where there is no text, each column by itself."""
+"""Parquet: typed columns, read batch by batch."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import IO
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from castiron.data.readers.ahead import ahead
 from castiron.data.readers.delimited import numbers_of
 from castiron.data.readers.lists import flatten
 from castiron.data.readers.parquet_texts import TextBounds, text_columns
@@ -21,17 +16,11 @@ from castiron.data.schema import Field
 from castiron.diagnostics import DataError, Finding, Place, finding
 
 _BATCH = 1 << 16
-"""Rows read at a time; of text a batch may hold 2 GiB at most."""
-_MOST = 1 << 20
-"""Rows read at a time where there is no text. Fewer cost more: a column is decoded in one go."""
-_MEMORY = 64 << 20
-"""Bytes that such rows take at most."""
+"""Rows read at a time; four times as many where there is no text, of which a batch may hold 2 GiB at most."""
 
 
 class ParquetSource(Source):
     """One Parquet file."""
-
-    reads_ahead = True
 
     def blocks(self) -> Iterator[Block]:
         """The rows of the file in order.
@@ -50,7 +39,7 @@ class ParquetSource(Source):
                         received="an empty file",
                     )
                 )
-            with self._damage_told():
+            try:
                 reader = parquet.ParquetFile(opened, pre_buffer=True, page_checksum_verification=True)
                 self._begin(reader.schema_arrow)
                 self.rows = reader.metadata.num_rows
@@ -58,65 +47,15 @@ class ParquetSource(Source):
                 sizes = [self._schema[name].row_bytes for name in self.columns.located]
                 self.file.check_expansion(self.rows * sum(sizes), what=f" in {self.rows:,} rows")
                 names = [reader.schema_arrow.names[w.position or 0] for w in self.columns.located.values()]
-                texts = text_columns(reader.schema_arrow, names)
-                own = None if texts else self._own_handle(opened)
-                if own is None:
-                    yield from ahead(self._rows_of(opened, reader, names, texts))
-                else:
-                    with own:
-                        yield from self._columns_of(own, reader.metadata, sum(sizes))
-
-    def _own_handle(self, opened: IO[bytes]) -> pa.NativeFile | None:
-        """The file once more, for threads that read without Python's lock; None where it is packed."""
-        try:
-            own = pa.OSFile(self.file.name)
-        except OSError:
-            return None
-        if os.path.samestat(os.fstat(own.fileno()), os.fstat(opened.fileno())):
-            return own
-        own.close()
-        return None
-
-    def _columns_of(
-        self, file: pa.NativeFile, metadata: parquet.FileMetaData, row_bytes: int
-    ) -> Iterator[Block]:
-        """Blocks whose columns are read by who wants them, side by side."""
-        total = metadata.num_rows
-        size = max(min(_MEMORY // max(row_bytes, 1), _MOST), 1)
-        columns = {
-            name: _Column(
-                parquet.ParquetFile(file, metadata=metadata, page_checksum_verification=True),
-                where.label,
-                size,
-            )
-            for name, where in self.columns.located.items()
-        }
-        for start in range(0, total, size):
-            rows = min(size, total - start)
-            yield Block(rows, {n: partial(self._column, n, c, rows) for n, c in columns.items()}, start + 1)
-
-    def _column(self, name: str, column: _Column, rows: int) -> Cells:
-        with self._damage_told():
-            return cells_of(column.take(rows), self._schema[name])
-
-    def _rows_of(
-        self, opened: IO[bytes], reader: parquet.ParquetFile, names: Sequence[str], texts: Sequence[str]
-    ) -> Iterator[Block]:
-        """Blocks of whole rows."""
-        row = 1
-        bounds = TextBounds(self.file, self._options, texts)
-        size = bounds.batch_size(opened, reader, _BATCH)
-        for batch in reader.iter_batches(size, columns=names, use_threads=True):
-            if batch.num_rows:
-                yield self._read(bounds.checked(batch, row), row)
-            row += batch.num_rows
-
-    @contextmanager
-    def _damage_told(self) -> Iterator[None]:
-        try:
-            yield
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise self.file.damaged("a Parquet file", error) from None
+                row = 1
+                texts = TextBounds(self.file, self._options, text_columns(reader.schema_arrow, names))
+                size = texts.batch_size(opened, reader, _BATCH if texts.columns else 4 * _BATCH)
+                for batch in reader.iter_batches(size, columns=names, use_threads=True):
+                    if batch.num_rows:
+                        yield self._read(texts.checked(batch, row), row)
+                    row += batch.num_rows
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise self.file.damaged("a Parquet file", error) from None
 
     def _begin(self, schema: pa.Schema) -> None:
         self.columns = locate(self.file.name, self._schema, self._mapping, schema.names, named=True)
@@ -172,29 +111,6 @@ class ParquetSource(Source):
             values = batch.column(batch.schema.get_field_index(where.label))
             columns[name] = cells_of(values, self._schema[name])
         return Block(batch.num_rows, columns, row)
-
-
-class _Column:
-    """A column of a file, piece by piece."""
-
-    def __init__(self, reader: parquet.ParquetFile, label: str, size: int) -> None:
-        self._label = label
-        self._batches = reader.iter_batches(size, columns=[label], use_threads=False)
-        self._left: pa.Array | None = None
-
-    def take(self, rows: int) -> pa.Array:
-        """So many of the rows that come next."""
-        pieces: list[pa.Array] = []
-        while rows:
-            if self._left is None or not len(self._left):
-                batch = next(self._batches, None)
-                if batch is None:
-                    raise pa.ArrowInvalid(f"column {self._label!r} has fewer rows than the file says")
-                self._left = batch.column(batch.schema.get_field_index(self._label))
-            piece, self._left = self._left[:rows], self._left[rows:]
-            pieces.append(piece)
-            rows -= len(piece)
-        return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
 
 
 def cells_of(values: pa.Array, part: Field) -> Cells:

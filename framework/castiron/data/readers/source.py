@@ -65,8 +65,8 @@ class Block:
     """Some rows of a file."""
 
     rows: int
-    columns: Mapping[str, Cells | Callable[[], Cells]]
-    """Cells by field name; or what reads them, of each column by itself, in any thread."""
+    columns: dict[str, Cells]
+    """Cells by field name."""
     lines: int | np.ndarray
     """Line of the first row where every row takes one line; else the line of each row [rows]."""
     findings: list[Finding] = field(default_factory=list)
@@ -105,8 +105,6 @@ class Source(ABC):
     """Files that hold other columns of the same rows."""
     rows: int | None = None
     """Rows of the file, where it says so before they are read."""
-    reads_ahead = False
-    """Whether its blocks are made side by side with what is done with them, without anybody's help."""
 
     def __init__(
         self,

@@ -1,9 +1,8 @@
-"""Parquet whose columns are read side by side: the rows come together again, whatever the file's pieces."""
+"""Parquet in blocks: rows come out as they went in, whatever the pieces of the file and of the reading."""
 
 from __future__ import annotations
 
 import gzip
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ SCHEMA = Schema(
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_MOST", 7)
+    monkeypatch.setattr(reader, "_BATCH", 2)
 
 
 def table(rows: int) -> pa.Table:
@@ -49,7 +48,7 @@ def test_blocks_and_row_groups_of_any_size(
     path = tmp_path_factory.mktemp("any") / "a.parquet"
     parquet.write_table(table(rows), path, row_group_size=group)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "_MOST", most)
+        patch.setattr(reader, "_BATCH", most)
         data = load(path, SCHEMA)
         pieces = list(load_batches(path, SCHEMA))
     kept = [i for i in range(rows) if i % 10 != 3]
@@ -70,21 +69,6 @@ def test_what_is_wrong_is_told_in_the_order_of_the_file(tmp_path: Path, small_bl
     report: Any = refused.value
     told = [(c.line, c.field) for c in report.report.bad_cells]
     assert told == [(i + 1, "ab"[i % 2]) for i in range(20)]
-
-
-def test_all_columns_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two wait for each other."""
-    monkeypatch.setattr(pa, "cpu_count", lambda: 2)
-    both, whole = threading.Barrier(2, timeout=20), reader._Column.take
-
-    def take(self: Any, rows: int) -> pa.Array:
-        both.wait()
-        return whole(self, rows)
-
-    monkeypatch.setattr(reader._Column, "take", take)
-    path = tmp_path / "a.parquet"
-    parquet.write_table(table(20).select(["x", "n"]), path)
-    assert len(load(path, Schema(fields=SCHEMA.fields[:2]))) == 18
 
 
 def test_a_column_that_is_damaged_is_refused(tmp_path: Path, small_blocks: None) -> None:
