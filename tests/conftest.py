@@ -3,6 +3,7 @@ was held, of a recipe that takes a logarithm."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -68,10 +69,17 @@ def nothing_was_compiled() -> None:
         dynamo.counters.clear()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def the_collector_looks_at_one_module() -> None:
+    """What a module of tests leaves behind is swept up, and what is still there then is looked at no more:
+    with two frameworks loaded each of Python's collections would go through millions of objects."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_graph_is_kept() -> Iterator[None]:
-    """TensorFlow keeps most graphs that were ever differentiated; a thousand tests would fill the memory, and
-    Python's collector would go through all of them again and again."""
+    """TensorFlow keeps most graphs that were ever differentiated; a thousand tests would fill the memory."""
     if "tensorflow" not in sys.modules:
         yield
         return
