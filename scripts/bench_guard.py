@@ -58,9 +58,9 @@ class LSTM(nn.Module):
 
 
 class MLP(nn.Module):
-    """Four layers of 1024, batch 1024."""
+    """Four layers of 1024, batch 512."""
 
-    rows = 1024
+    rows = 512
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,10 +75,10 @@ class MLP(nn.Module):
         return {"x": torch.randn(cls.rows, 1024), "label": torch.randint(0, 10, (cls.rows,))}
 
 
-class HalfBatchMLP(MLP):
-    """The same, batch 512."""
+class LargeBatchMLP(MLP):
+    """The same, batch 1024."""
 
-    rows = 512
+    rows = 1024
 
 
 class SmallBatchMLP(MLP):
@@ -108,7 +108,7 @@ MODELS: dict[str, Any] = {
     "lstm": LSTM,
     "mlp": MLP,
     "transformer": Transformer,
-    "mlp of 512 rows": HalfBatchMLP,
+    "mlp of 1024 rows": LargeBatchMLP,
     "mlp of 64 rows": SmallBatchMLP,
 }
 
@@ -370,7 +370,7 @@ of that size mean nothing. With one thread it is the process's own time.
   too* it copies parameters and optimizer state before every step, because such a fault shows when the
   optimizer has stepped, and is then taken back.
 - *lstm*: 20,000 words, embedding 128, hidden 256, bidirectional, batch 64, length 64. *mlp*: four
-  layers of 1024, batch 1024 where none is said. *transformer*: 4 encoder layers of
+  layers of 1024, batch 512 where none is said. *transformer*: 4 encoder layers of
   256, batch 16, length 64. The guard reads every gradient once, an optimizer's step moves seven times
   as much memory: the smaller the batch, the more both weigh.
 - `transformers` is not installed here: *like DebugUnderflowOverflow* is a hook of the script that does

@@ -24,6 +24,7 @@ REFUSED = {"tf32": "H701", "float8-mixed": "H701"}
 """Preset → the finding that says why not. The same in both wings."""
 
 FEW = (
+    "trainer.max_steps=2",
     "trainer.limit_validation=1",
     "trainer.limit_test=1",
     "trainer.threads=1",
@@ -50,12 +51,11 @@ BOTH = ("lstm-sentiment", "image-classifier", "series-forecaster", "segmenter", 
 """Those that train in TensorFlow, too."""
 
 
-def trains(recipe: str, preset: str, folder: Path, *more: str, steps: int = 2) -> None:
-    """Hold a cell that says so against a training of some steps. Of the first one health is measured."""
-    few = [*FEW, f"trainer.max_steps={steps}"]
-    config = load_config(recipe, [*few, *SMALL[recipe], f"precision={preset}", *more])
+def trains(recipe: str, preset: str, folder: Path, *more: str) -> None:
+    """Hold a cell that says so against a training of two steps."""
+    config = load_config(recipe, [*FEW, *SMALL[recipe], f"precision={preset}", *more])
     run, outcome = train(config, runs=folder, name="run")
-    assert (outcome.status, outcome.steps) == ("completed", steps)
+    assert (outcome.status, outcome.steps) == ("completed", 2)
     losses = [row["train/loss"] for row in run.metrics() if "train/loss" in row]
     assert losses
     assert all(map(math.isfinite, [*losses, *outcome.metrics["test"].values()]))
