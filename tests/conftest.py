@@ -3,6 +3,7 @@ was held, of a recipe that takes a logarithm."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -83,6 +84,26 @@ def the_collector_looks_at_one_module() -> None:
     with two frameworks loaded each of Python's collections would go through millions of objects."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reviews_are_a_thousand() -> Iterator[None]:
+    """To generate, read and encode the recipe's 20,000 takes far longer than the few steps that tests train;
+    `tests/recipes/lstm_sentiment` looks at all of them."""
+    from castiron_recipes.lstm_sentiment import recipe
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "generate", functools.partial(recipe.generate, rows=1000))
+        yield
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A thousand of them for a program that a test starts, as words of its command line."""
+    from castiron_recipes.lstm_sentiment.reviews import generate
+
+    files = generate(tmp_path_factory.mktemp("reviews"), rows=1000).splits
+    return tuple(f"data.{split}={path}" for split, path in files.items())
 
 
 @pytest.fixture(autouse=True)

@@ -151,10 +151,10 @@ def test_a_compiled_model_learns_what_the_eager_one_learns(tmp_path: Path) -> No
     )
 
 
-def test_ctrl_c_leaves_a_resumable_run_and_says_how(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_resumable_run_and_says_how(tmp_path: Path, reviews: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "castiron", "train", "lstm-sentiment", *TINY, "trainer.max_epochs=500"]
     process = subprocess.Popen(
-        [*command, "--runs", str(tmp_path), "--name", "x"],
+        [*command, *reviews, "--runs", str(tmp_path), "--name", "x"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     log = tmp_path / "lstm-sentiment" / "x" / "metrics.jsonl"
