@@ -14,7 +14,7 @@ import pytest
 from castiron.data import Field, Schema, load
 from castiron.data.origin import LineIndex, Origins
 from castiron.data.readers import text_blocks as blocks
-from castiron.data.readers.ahead import ahead
+from castiron.data.readers.ahead import ahead, side_by_side
 from castiron.data.store import ArrayStore, TextStore
 
 
@@ -55,6 +55,39 @@ def test_ahead_closes_what_nobody_wants() -> None:
     assert threading.active_count() == before
 
 
+def test_work_side_by_side_comes_out_in_order() -> None:
+    def slow_first(number: int) -> int:
+        time.sleep(0.05 if number == 0 else 0)
+        return number * number
+
+    assert list(side_by_side(slow_first, range(20), 3)) == [n * n for n in range(20)]
+
+
+def test_work_side_by_side_raises_in_its_place_and_runs_no_further() -> None:
+    done = []
+
+    def work(number: int) -> int:
+        if number == 1:
+            raise KeyError("lost")
+        done.append(number)
+        return number
+
+    results = side_by_side(work, range(1000), 2)
+    assert next(iter(results)) == 0
+    with pytest.raises(KeyError, match="lost"):
+        list(results)
+    assert len(done) <= 5
+
+
+def test_work_side_by_side_does_not_run_away_from_who_wants_it() -> None:
+    done: list[int] = []
+    results = side_by_side(lambda n: done.append(n) or n, range(1000), 2)
+    next(iter(results))
+    time.sleep(0.1)
+    assert len(done) <= 4
+    results.close()  # type: ignore[attr-defined]
+
+
 def test_an_array_that_grows() -> None:
     store = ArrayStore(np.dtype(np.float32), (2,))
     pieces = [np.full((n, 2), n, dtype=np.float32) for n in (1, 100_000, 0, 70_000)]
@@ -62,7 +95,7 @@ def test_an_array_that_grows() -> None:
         store.append(piece)
     whole = store.finish()
     assert np.array_equal(whole, np.concatenate(pieces))
-    assert whole.base is None
+    assert whole.base.size == whole.nbytes  # the rest of the room is handed back
     assert whole.flags.writeable
     assert store.finish().shape == (0, 2)
 

@@ -22,9 +22,11 @@ Loss = Literal[
 ]
 """Why a cast is lossy."""
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 16
 """Numbers cast at a time: what is kept of them meanwhile fits a cache of 1 MiB."""
 
+_SOME = 1 << 13
+"""Numbers whose errors are computed at a time, until one is large enough."""
 _NEAR = 0.99
 """Rounding errs by half a spacing at most. Once an error comes this near, no larger one is looked for."""
 
@@ -47,7 +49,7 @@ class CastResult:
     (less than that where `seen` said that there is no need to look)."""
     n_subnormal: int = 0
     """Rounded elements that fell among the target's subnormals, where fewer digits are kept."""
-    ends: tuple[float, float] | None = None
+    ends: tuple[float | int, float | int] | None = None
     """Smallest and largest of `values`, where the cast has looked and all are finite."""
 
     @cached_property
@@ -97,8 +99,8 @@ def cast(
             rounded, if it changes. None: a float is a measurement, however large.
         tolerance: relative error beyond which rounding is lossy; None: no bound.
         seen: the largest relative error of the values before these: it saves looking for a smaller one.
-        out: room for floats that become other floats, of their shape and the target's dtype; the result has a
-            new array where it could not be used.
+        out: room for floats that become other floats, or for values that have the format already, of their
+            shape and the target's dtype; the result has another array where it could not be used.
 
     NaN into a float format, and infinity into one that has it, are exact: whether they may be there is
     another question.
@@ -109,7 +111,7 @@ def cast(
     source = _number_kind(values)
     target = number_format(to)
     if values.dtype == target.numpy_dtype:
-        return CastResult(values)
+        return CastResult(values) if out is None else _copied(values, out)
     with np.errstate(all="ignore"):
         if target.kind == "bool":
             return _to_bool(values)
@@ -160,6 +162,21 @@ def _number_kind(values: np.ndarray) -> Literal["float", "int", "bool"]:
     if kind == "f" or name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         return "float"
     raise TypeError(f"Expected an array of numbers. Received dtype {values.dtype}.")
+
+
+def _copied(values: np.ndarray, out: np.ndarray) -> CastResult:
+    """The same values in their new place. In blocks that stay in the processor's cache while their ends are
+    looked for: memory is read once."""
+    if values.dtype.kind not in "iuf" or values.dtype.itemsize < 4:
+        return CastResult(values)
+    flat, room = values.reshape(-1), out.reshape(-1)
+    lows, highs = [], []
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        room[start : start + _BLOCK] = block
+        lows.append(np.minimum.reduce(block))
+        highs.append(np.maximum.reduce(block))
+    return CastResult(out, ends=_ends(lows, highs))
 
 
 def _to_bool(values: np.ndarray) -> CastResult:
@@ -265,33 +282,54 @@ def _in_blocks(
     flat, casts = x.reshape(-1), result.reshape(-1)
     size = min(_BLOCK, flat.size)
     wide, mask, near = np.empty(size), np.empty(size, bool), np.empty(size, np.float32)
-    low, high, n_changed, largest = math.inf, -math.inf, 0, 0.0
-    enough = _NEAR * _bound(target)
+    smallest, largest_of = np.minimum.reduce, np.maximum.reduce  # array.min() takes a detour
+    lows, highs, n_changed, largest = [], [], 0, 0.0
+    enough, least = _NEAR * _bound(target), target.smallest_normal or 0.0
+    narrow = target.name == "float32"
     for start in range(0, flat.size, _BLOCK):
         values = flat[start : start + _BLOCK]
         cast, back, differs = casts[start : start + _BLOCK], wide[: values.size], mask[: values.size]
         _round(values, target, cast)
-        back[...] = cast
-        # NumPy's own float32 has the quick loops; the other narrow formats have none.
-        some = cast if target.name == "float32" else back
-        low, high = float(np.minimum(low, some.min())), float(np.maximum(high, some.max()))  # NaN stays
-        count = int(np.count_nonzero(np.not_equal(back, values, out=differs)))
+        if narrow:  # NumPy's own float32 has the quick loops; the other narrow formats have none
+            some = cast
+        else:
+            some = back
+            back[...] = cast
+        lows.append(smallest(some))
+        highs.append(largest_of(some))
+        count = int(np.count_nonzero(np.not_equal(some, values, out=differs).view(np.uint8)))
         if not count:
             continue
         n_changed += count
-        if max(largest, seen) >= enough:
-            magnitudes = np.abs(some, out=near[: values.size] if some is cast else back)
-            if magnitudes.min() >= (target.smallest_normal or 0.0):
-                continue
-            back[...] = cast
-        # The largest relative error from the ratio, a pass less than from the difference, and right to a
-        # billionth. fmax and fmin pass over NaN: 0/0 where a zero stayed zero, and a NaN that stayed NaN.
-        np.divide(back, values, out=back)
-        error = max(float(np.fmax.reduce(back)) - 1, 1 - float(np.fmin.reduce(back)))
-        if not error <= largest:
-            largest = error
-    ends = (low, high) if flat.size and math.isfinite(low) and math.isfinite(high) else None
-    return n_changed, largest, ends
+        magnitudes = np.abs(some, out=near[: values.size] if narrow else back)
+        # Among normal numbers no error is larger than the bound, so that some of them will do.
+        normal = bool(smallest(magnitudes) >= least)
+        if normal and max(largest, seen) >= enough:
+            continue
+        back[...] = cast
+        step = _SOME if normal else _BLOCK
+        for part in range(0, values.size, step):
+            error = _largest_error(back[part : part + step], values[part : part + step])
+            if not error <= largest:
+                largest = error
+            if normal and max(largest, seen) >= enough:
+                break
+    return n_changed, largest, _ends(lows, highs)
+
+
+def _largest_error(back: np.ndarray, values: np.ndarray) -> float:
+    """Relative; `back` is overwritten. From the ratio, a pass less than from the difference, and right to a
+    billionth. fmax and fmin pass over NaN: 0/0 where a zero stayed zero, and a NaN that stayed NaN."""
+    np.divide(back, values, out=back)
+    return max(float(np.fmax.reduce(back)) - 1, 1 - float(np.fmin.reduce(back)))
+
+
+def _ends(lows: list[np.generic], highs: list[np.generic]) -> tuple[Any, Any] | None:
+    """The least and the greatest, as Python numbers, where all are finite."""
+    if not lows:
+        return None
+    low, high = np.min(lows).item(), np.max(highs).item()  # NaN stays
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 
 def _differ(x: np.ndarray, result: np.ndarray) -> np.ndarray:

@@ -105,21 +105,25 @@ class ColumnBuilder:
         self._room: np.ndarray | None = None
         """Where the block's values go, and may be written to at once."""
 
-    def judge(
+    def look(self, cells: Cells, spellings: tuple[str, ...]) -> Judged:
+        """Cast a block's cells and find what is odd; several fields may do so at once."""
+        self._room = self._room_for(cells)
+        return judge(cells, self.part, spellings, self.report.largest_relative_error, self._room)
+
+    def take(
         self,
         cells: Cells,
-        spellings: tuple[str, ...],
+        judged: Judged,
         problems: Problems,
         cell: Callable[[int, str], tuple[str, int | None, int | None]],
     ) -> np.ndarray | None:
-        """Judge a block; returns the mask of rows to leave out [rows], or None.
+        """Decide on what was found in a block; returns the mask of rows to leave out [rows], or None.
 
         Args:
+            judged: what `look` made of the cells.
             cell: row in the block and field name to (file, line, column).
         """
         part, report = self.part, self.report
-        self._room = self._room_for(cells)
-        judged = judge(cells, part, spellings, report.largest_relative_error, self._room)
         rows = len(judged.values)
         report.rows += rows
         report.values += rows * self._size

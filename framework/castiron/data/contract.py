@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from castiron.data.cells import Judged
 from castiron.data.columns import ColumnBuilder, Problems
 from castiron.data.missing import FittedMissing
 from castiron.data.options import ReadOptions
 from castiron.data.origin import LineIndex, Origins
 from castiron.data.readers import open_source, spellings_of
-from castiron.data.readers.ahead import ahead
+from castiron.data.readers.ahead import ahead, side_by_side
 from castiron.data.readers.files import find_files
-from castiron.data.readers.source import Block, Source
+from castiron.data.readers.source import Block, Cells, Numbers, Source, Texts
 from castiron.data.report import DataReport, FileReport
 from castiron.data.schema import Column, Schema
 from castiron.data.table import Dataset
@@ -234,7 +235,8 @@ class _Load:
             self._units[source.file.name] = source.unit
             skipped = 0
             try:
-                for block in ahead(source.blocks()):
+                blocks = source.blocks()
+                for block in blocks if source.reads_ahead else ahead(blocks):
                     skipped += block.skipped
                     self._row_findings += block.findings
                     kept = self._take(block, source, index)
@@ -266,11 +268,10 @@ class _Load:
             return source.file.name, line, None if position is None else position + 1
 
         drop: np.ndarray | None = None
-        text_file, told = source.has_cells, len(self._problems.cells)
-        for name, cells in block.columns.items():
+        told = len(self._problems.cells)
+        for name, cells, judged in self._judged(block, text_file=source.has_cells):
             builder = self._builders[name]
-            spellings = spellings_of(builder.part, self._options, text_file=text_file)
-            odd = builder.judge(cells, spellings, self._problems, cell)
+            odd = builder.take(cells, judged, self._problems, cell)
             builder.report.column = where[name].label
             if odd is not None:
                 drop = odd if drop is None else drop | odd
@@ -282,6 +283,21 @@ class _Load:
         self._kept.append((self._rows_read, block.rows, keep))
         self._rows_read += block.rows
         return block.rows if keep is None else int(np.count_nonzero(keep))
+
+    def _judged(self, block: Block, *, text_file: bool) -> Iterator[tuple[str, Cells, Judged]]:
+        """Field by field; where columns are still to be read, several at a time."""
+
+        def look(name: str) -> tuple[str, Cells, Judged]:
+            builder, cells = self._builders[name], block.columns[name]
+            if not isinstance(cells, Numbers | Texts):
+                cells = cells()
+            spellings = spellings_of(builder.part, self._options, text_file=text_file)
+            return name, cells, builder.look(cells, spellings)
+
+        threads = min(len(block.columns), pa.cpu_count())
+        if threads > 1 and not all(isinstance(c, Numbers | Texts) for c in block.columns.values()):
+            return side_by_side(look, block.columns, threads)
+        return map(look, block.columns)
 
     def _same_fields(self, source: Source) -> None:
         """An optional field is in all files or in none."""

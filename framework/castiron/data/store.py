@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,24 +17,38 @@ _FIRST = 1 << 16
 class ArrayStore:
     """Rows of one format, appended piece by piece [rows, *shape].
 
-    The room is doubled when it runs out; pages that nothing was written to take no memory, so the peak is
-    the column itself and, for a moment, one copy of it.
+    They lie in pyarrow's memory: what blocks that were read have left there is used again, where NumPy would
+    ask for new pages. The room is doubled when it runs out; pages that nothing was written to take no memory,
+    so the peak is the column itself and, for a moment, one copy of it.
     """
 
     def __init__(self, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-        self._room = np.empty((0, *shape), dtype=dtype)
+        self._dtype, self._shape = dtype, shape
+        self._row_bytes = dtype.itemsize * math.prod(shape)
+        self._begin()
+
+    def _begin(self) -> None:
         self.rows = 0
+        self._buffer: Any = pa.allocate_buffer(0, resizable=True)
+        self._room = self._array(0)
+
+    def _array(self, rows: int) -> np.ndarray:
+        return np.ndarray((rows, *self._shape), self._dtype, self._buffer)
 
     def reserve(self, rows: int) -> None:
         """Make room for so many more rows."""
         needed = self.rows + rows
         if needed > len(self._room):
-            room = np.empty((needed, *self._room.shape[1:]), dtype=self._room.dtype)
-            room[: self.rows] = self._room[: self.rows]
-            self._room = room
+            self._resize(needed)
+
+    def _resize(self, rows: int) -> None:
+        self._room = self._array(0)  # the memory may move
+        self._buffer.resize(rows * self._row_bytes, shrink_to_fit=True)
+        self._room = self._array(rows)
 
     def room(self, rows: int) -> np.ndarray:
-        """The place of the rows that come next [rows, *shape]; they are there once `rows` counts them."""
+        """The place of the rows that come next [rows, *shape], until more room is made; they are there once
+        `rows` counts them."""
         needed = self.rows + rows
         if needed > len(self._room):
             self.reserve(max(rows, 2 * len(self._room) - self.rows, _FIRST))
@@ -45,9 +60,10 @@ class ArrayStore:
 
     def finish(self) -> np.ndarray:
         """All rows; the store is empty afterwards."""
+        if self.rows < len(self._room):
+            self._resize(self.rows)  # hands the rest of the room back
         values = self._room
-        self._room, rows, self.rows = values[:0].copy(), self.rows, 0
-        values.resize((rows, *values.shape[1:]), refcheck=False)  # hands the rest of the room back
+        self._begin()
         return values
 
 

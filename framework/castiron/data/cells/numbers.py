@@ -35,7 +35,7 @@ def judge_numbers(
     is_float = values.dtype.kind not in "iub"
     result: CastResult | None = None
     within: tuple[float | int, float | int] | None = None
-    if is_float and cells.as_text is None:
+    if cells.as_text is None:
         result = cast(values, part.dtype, tolerance=part.tolerance, seen=seen, out=room)
         within = result.ends
     if within is None:

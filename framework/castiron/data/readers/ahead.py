@@ -1,14 +1,18 @@
-"""Reading one block ahead, in a thread: parsing releases the GIL while the last block is judged."""
+"""Work in threads, in order: reading one block ahead, and columns side by side. Parsing and casting release
+the GIL."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 _PATIENCE = 0.05
 """Seconds between looks at whether anyone still wants the next item."""
 
@@ -69,3 +73,22 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
             yield item  # type: ignore[misc]
     finally:
         worker.stop()
+
+
+def side_by_side(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+    """What `map` gives, worked out by threads. At most twice as many items as there are threads are under way
+    or waiting to be fetched.
+
+    What `work` raises is raised here, in its place, once the threads have ended what they are at.
+    """
+    under_way: deque[Future[U]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                under_way.append(pool.submit(work, item))
+                if len(under_way) == 2 * threads:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

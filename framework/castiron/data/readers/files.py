@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from castiron.data.files import expands_too_far, odd_kind
 from castiron.data.options import Format, ReadOptions
+from castiron.data.readers.parts import Parts, PartsDigest, read_into
 from castiron.diagnostics import DataError, Finding, Place, finding
 
 _FORMATS: dict[str, Format] = {
@@ -32,8 +33,6 @@ _FORMATS: dict[str, Format] = {
     ".txt": "text",
 }
 _PIECE = 1 << 20
-_DIGESTED = 1 << 17
-"""Bytes digested at a time: they stay in the processor's cache."""
 _AS_FILE = "Write what comes out of it to a file: data is read more than once."
 
 
@@ -190,12 +189,25 @@ class DataFile:
             finally:
                 digest.join()
 
+    @contextmanager
+    def parts(self) -> Iterator[Callable[[], Parts]]:
+        """Opens the unpacked file as often as one likes, for threads that read large parts of it."""
+        if is_gzip(self.path):
+            with self.seekable() as unpacked:
+                size = os.fstat(unpacked.fileno()).st_size
+                yield lambda: Parts(unpacked.fileno(), size, None)
+            return
+        with self._opened() as file:
+            digest = PartsDigest(file.fileno()) if self._wanted else None
+            try:
+                yield lambda: Parts(file.fileno(), self.size, digest.saw if digest else None)
+            finally:
+                if digest:
+                    self.digest = digest.finish()
+
     def _digest_whole(self, descriptor: int) -> None:
-        """Read and not mapped: a file that is cut off under a map ends the process."""
-        digest, at, piece = blake3(), 0, bytearray(_DIGESTED)
-        while size := os.preadv(descriptor, [piece], at):
-            digest.update(memoryview(piece)[:size])
-            at += size
+        digest = blake3()
+        read_into(digest, descriptor, 0, None)
         self.digest = digest.hexdigest()
 
     @contextmanager

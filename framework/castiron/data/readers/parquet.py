@@ -1,26 +1,35 @@
-"""Parquet: typed columns, read batch by batch."""
+"""Parquet: typed columns, read side by side, or batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from castiron.data.readers.ahead import ahead
 from castiron.data.readers.delimited import numbers_of
 from castiron.data.readers.lists import flatten
 from castiron.data.readers.parquet_texts import TextBounds, text_columns
+from castiron.data.readers.parts import Parts
 from castiron.data.readers.source import BadValue, Block, Cells, Source, Texts, locate
 from castiron.data.schema import Field
 from castiron.diagnostics import DataError, Finding, Place, finding
 
 _BATCH = 1 << 16
 """Rows read at a time; four times as many where there is no text, of which a batch may hold 2 GiB at most."""
+_GROUP = 1 << 20
+"""Rows of the largest row group that is read whole, column by column; pyarrow's default."""
 
 
 class ParquetSource(Source):
     """One Parquet file."""
+
+    reads_ahead = True
 
     def blocks(self) -> Iterator[Block]:
         """The rows of the file in order.
@@ -28,7 +37,7 @@ class ParquetSource(Source):
         Raises:
             DataError: the file is empty or damaged, lacks a column, or a column's type has no numbers.
         """
-        with self.file.seekable() as opened:
+        with self.file.parts() as opened:
             if not self.file.size:
                 raise DataError(
                     finding(
@@ -40,22 +49,57 @@ class ParquetSource(Source):
                     )
                 )
             try:
-                reader = parquet.ParquetFile(opened, pre_buffer=True, page_checksum_verification=True)
+                reader = _reader(opened(), pre_buffer=True)
                 self._begin(reader.schema_arrow)
                 self.rows = reader.metadata.num_rows
                 # Repeated values take no room in the file: its own word on how large it is says little.
                 sizes = [self._schema[name].row_bytes for name in self.columns.located]
                 self.file.check_expansion(self.rows * sum(sizes), what=f" in {self.rows:,} rows")
                 names = [reader.schema_arrow.names[w.position or 0] for w in self.columns.located.values()]
-                row = 1
-                texts = TextBounds(self.file, self._options, text_columns(reader.schema_arrow, names))
-                size = texts.batch_size(opened, reader, _BATCH if texts.columns else 4 * _BATCH)
-                for batch in reader.iter_batches(size, columns=names, use_threads=True):
-                    if batch.num_rows:
-                        yield self._read(texts.checked(batch, row), row)
-                    row += batch.num_rows
+                if _may_be_read_whole(reader, names):
+                    yield from self._groups(reader, opened)
+                else:
+                    texts = TextBounds(self.file, self._options, text_columns(reader.schema_arrow, names))
+                    size = texts.batch_size(opened(), reader, _BATCH if texts.columns else 4 * _BATCH)
+                    yield from ahead(self._batches(reader, names, size, texts))
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise self.file.damaged("a Parquet file", error) from None
+
+    def _batches(
+        self, reader: parquet.ParquetFile, names: list[str], size: int, texts: TextBounds
+    ) -> Iterator[Block]:
+        row = 1
+        for batch in reader.iter_batches(size, columns=names, use_threads=True):
+            if batch.num_rows:
+                yield self._read(texts.checked(batch, row), row)
+            row += batch.num_rows
+
+    def _groups(self, reader: parquet.ParquetFile, opened: Callable[[], Parts]) -> Iterator[Block]:
+        """Row group by row group, of which each column is read by the thread that judges it."""
+        idle: SimpleQueue[parquet.ParquetFile] = SimpleQueue()
+        """Readers that no thread uses: one does not serve two at once."""
+
+        def column(group: int, name: str) -> Cells:
+            try:
+                try:
+                    own = idle.get_nowait()
+                except Empty:
+                    own = _reader(opened(), metadata=reader.metadata)
+                label = self.columns.located[name].label
+                read = own.read_row_group(group, columns=[label], use_threads=False).column(0)
+                idle.put(own)
+                # To combine the pieces copies them, even a single one.
+                whole = read.chunk(0) if read.num_chunks == 1 else read.combine_chunks()
+                return cells_of(whole, self._schema[name])
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise self.file.damaged("a Parquet file", error) from None
+
+        row = 1
+        for group in range(reader.num_row_groups):
+            rows = reader.metadata.row_group(group).num_rows
+            if rows:
+                yield Block(rows, {name: partial(column, group, name) for name in self.columns.located}, row)
+            row += rows
 
     def _begin(self, schema: pa.Schema) -> None:
         self.columns = locate(self.file.name, self._schema, self._mapping, schema.names, named=True)
@@ -111,6 +155,18 @@ class ParquetSource(Source):
             values = batch.column(batch.schema.get_field_index(where.label))
             columns[name] = cells_of(values, self._schema[name])
         return Block(batch.num_rows, columns, row)
+
+
+def _reader(file: Parts, **options: Any) -> parquet.ParquetFile:
+    return parquet.ParquetFile(file, page_checksum_verification=True, **options)
+
+
+def _may_be_read_whole(reader: parquet.ParquetFile, names: list[str]) -> bool:
+    """Whether the columns are plain numbers, in row groups of a size to be read at once."""
+    kinds = [reader.schema_arrow.field(name).type for name in names]
+    sizes = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
+    plain = all(pa.types.is_integer(k) or pa.types.is_floating(k) or pa.types.is_boolean(k) for k in kinds)
+    return plain and max(sizes, default=0) <= _GROUP and sum(sizes) >= _BATCH * max(len(sizes), 1)
 
 
 def cells_of(values: pa.Array, part: Field) -> Cells:

@@ -65,8 +65,8 @@ class Block:
     """Some rows of a file."""
 
     rows: int
-    columns: dict[str, Cells]
-    """Cells by field name."""
+    columns: Mapping[str, Cells | Callable[[], Cells]]
+    """Cells by field name, or what reads them, in a thread each, before the next block is asked for."""
     lines: int | np.ndarray
     """Line of the first row where every row takes one line; else the line of each row [rows]."""
     findings: list[Finding] = field(default_factory=list)
@@ -105,6 +105,8 @@ class Source(ABC):
     """Files that hold other columns of the same rows."""
     rows: int | None = None
     """Rows of the file, where it says so before they are read."""
+    reads_ahead = False
+    """Whether `blocks` sees to it itself that the next block is read while the last is judged."""
 
     def __init__(
         self,
