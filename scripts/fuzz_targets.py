@@ -137,6 +137,33 @@ def _parquet_seeds() -> list[bytes]:
     return found
 
 
+def _numbers(data: bytes, folder: Path) -> Any:
+    from castiron.data import Field, Schema, load
+
+    schema = Schema.of(
+        Field(name="id", role="id", dtype="int64"),
+        Field(name="x", missing="mean"),
+        Field(name="label", role="target", dtype="int64"),
+    )
+    return load([_written(folder, "data.parquet", data)], schema)
+
+
+def _numbers_seeds() -> list[bytes]:
+    """Row groups large enough for columns to be read side by side."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = 1 << 16
+    labels = [i % 2 for i in range(rows)]
+    table = pa.table({"id": labels, "x": [0.5, None] * (rows // 2), "label": labels})
+    found = []
+    for compression in ("none", "snappy"):
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression=compression, write_page_checksum=compression == "none")
+        found.append(buffer.getvalue())
+    return found
+
+
 def _npz_seeds() -> list[bytes]:
     import numpy as np
 
@@ -325,6 +352,7 @@ TARGETS: dict[str, Target] = {
     "tsv": Target(_table(".tsv"), lambda: [s.replace(b",", b"\t") for s in _csv_seeds()]),
     "jsonl": Target(_table(".jsonl"), _jsonl_seeds),
     "parquet": Target(_table(".parquet"), _parquet_seeds),
+    "parquet-numbers": Target(_numbers, _numbers_seeds),
     "npz": Target(_table(".npz"), _npz_seeds),
     "vocabulary": Target(_vocabulary, _vocabulary_seeds),
     "fitted": Target(_fitted, _fitted_seeds),
