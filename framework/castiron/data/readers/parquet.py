@@ -24,6 +24,7 @@ _BATCH = 1 << 16
 """Rows read at a time; four times as many where there is no text, of which a batch may hold 2 GiB at most."""
 _GROUP = 1 << 20
 """Rows of the largest row group that is read whole, column by column; pyarrow's default."""
+_DAMAGE = (pa.ArrowException, OSError, ValueError)
 
 
 class ParquetSource(Source):
@@ -62,7 +63,7 @@ class ParquetSource(Source):
                     texts = TextBounds(self.file, self._options, text_columns(reader.schema_arrow, names))
                     size = texts.batch_size(opened(), reader, _BATCH if texts.columns else 4 * _BATCH)
                     yield from ahead(self._batches(reader, names, size, texts))
-            except (pa.ArrowException, OSError, ValueError) as error:
+            except _DAMAGE as error:
                 raise self.file.damaged("a Parquet file", error) from None
 
     def _batches(
@@ -79,7 +80,7 @@ class ParquetSource(Source):
         idle: SimpleQueue[parquet.ParquetFile] = SimpleQueue()
         """Readers that no thread uses: one does not serve two at once."""
 
-        def column(group: int, name: str) -> Cells:
+        def column(group: int, rows: int, name: str) -> Cells:
             try:
                 try:
                     own = idle.get_nowait()
@@ -90,15 +91,17 @@ class ParquetSource(Source):
                 idle.put(own)
                 # To combine the pieces copies them, even a single one.
                 whole = read.chunk(0) if read.num_chunks == 1 else read.combine_chunks()
+                if len(whole) != rows:
+                    raise ValueError(f"{len(whole):,} values in a column of {rows:,} rows")
                 return cells_of(whole, self._schema[name])
-            except (pa.ArrowException, OSError, ValueError) as error:
+            except _DAMAGE as error:
                 raise self.file.damaged("a Parquet file", error) from None
 
         row = 1
-        for group in range(reader.num_row_groups):
-            rows = reader.metadata.row_group(group).num_rows
+        for group, rows in enumerate(_group_sizes(reader)):
             if rows:
-                yield Block(rows, {name: partial(column, group, name) for name in self.columns.located}, row)
+                columns = {name: partial(column, group, rows, name) for name in self.columns.located}
+                yield Block(rows, columns, row)
             row += rows
 
     def _begin(self, schema: pa.Schema) -> None:
@@ -164,9 +167,15 @@ def _reader(file: Parts, **options: Any) -> parquet.ParquetFile:
 def _may_be_read_whole(reader: parquet.ParquetFile, names: list[str]) -> bool:
     """Whether the columns are plain numbers, in row groups of a size to be read at once."""
     kinds = [reader.schema_arrow.field(name).type for name in names]
-    sizes = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
     plain = all(pa.types.is_integer(k) or pa.types.is_floating(k) or pa.types.is_boolean(k) for k in kinds)
-    return plain and max(sizes, default=0) <= _GROUP and sum(sizes) >= _BATCH * max(len(sizes), 1)
+    sizes = _group_sizes(reader)
+    bounded = all(0 <= size <= _GROUP for size in sizes)
+    return plain and bounded and sum(sizes) >= _BATCH * max(len(sizes), 1)
+
+
+def _group_sizes(reader: parquet.ParquetFile) -> list[int]:
+    """Rows of each row group, as the file says."""
+    return [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
 
 
 def cells_of(values: pa.Array, part: Field) -> Cells:

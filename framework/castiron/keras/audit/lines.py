@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sysconfig
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import castiron
@@ -28,7 +29,7 @@ def call_of(node: Any) -> Call:
     """The function that made an operation of a graph, and the user's lines around it."""
     lines: list[Line] = []
     name, by_user, variable = "", True, False
-    for frame in reversed(list(node.traceback)):
+    for frame in _frames(node):
         kind = _kind(frame.filename)
         if kind == "edge":
             break
@@ -46,7 +47,7 @@ def call_of(node: Any) -> Call:
 
 def is_apart(node: Any) -> bool:
     """Whether an operation is a metric's, an optimizer's or castiron's own: beside the model."""
-    for frame in reversed(list(node.traceback)):
+    for frame in _frames(node):
         kind = _kind(frame.filename)
         if kind == "own":
             name = frame.filename[len(_OWN) :].partition("keras" + os.sep)[2]
@@ -58,6 +59,14 @@ def is_apart(node: Any) -> bool:
         if kind in ("user", "edge", "layer"):
             return False
     return False
+
+
+def _frames(node: Any) -> Iterator[Any]:
+    """The frames that an operation was made in, innermost first. Python sees each only when it is asked for:
+    a stack is deep, and a graph has thousands of operations."""
+    trace = node.traceback
+    for i in range(len(trace) - 1, -1, -1):
+        yield trace[i]
 
 
 def lines_of(error: BaseException) -> tuple[Line, ...]:
