@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras", reason="TensorFlow is not installed")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
 
+from castiron.keras.health import monitor  # noqa: E402
 from castiron.keras.modules import describe  # noqa: E402
 from castiron.keras.precision import Precision, apply  # noqa: E402
 from castiron.policy import Plan, PrecisionPolicy, resolve  # noqa: E402
+from castiron_recipes.lstm_sentiment import recipe as sentiment  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +37,24 @@ def _fixed_seed() -> Iterator[None]:
     before = (keras.config.floatx(), keras.config.dtype_policy().name)
     yield
     assert (keras.config.floatx(), keras.config.dtype_policy().name) == before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_reviews() -> Iterator[None]:
+    """A thousand generated reviews, not 20,000."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sentiment, "generate", partial(sentiment.generate, rows=1000))
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_graph() -> Iterator[None]:
+    """With `health.every=1` every step is measured like the first: a training compiles one graph of its step,
+    not one that measures and one that does not."""
+    first = monitor._looks(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor, "_looks", lambda number: first)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ SETTINGS = (
     "model.embedding=8",
     "model.hidden=8",
     "model.layers=1",
+    "model.bidirectional=false",
     "model.text.max_vocabulary=200",
     "health.every=1000",
     "trainer.log_every=1",

@@ -13,8 +13,8 @@ from castiron.cli.main import app
 from castiron.training.suggesting import suggest
 
 SMALL = (
-    "backend=tensorflow", "data.batch_size=32", "model.embedding=8", "model.hidden=8",
-    "model.text.max_vocabulary=200", "trainer.limit_train=8", "trainer.device=cpu",
+    "backend=tensorflow", "data.batch_size=32", "model.bidirectional=false", "model.embedding=8",
+    "model.hidden=8", "model.text.max_vocabulary=200", "trainer.limit_train=8", "trainer.device=cpu",
 )  # fmt: skip
 
 

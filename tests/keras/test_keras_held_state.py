@@ -63,8 +63,10 @@ def step(model: Any, x: Any, y: Any) -> None:
     if model.train_function is None:
         model.train_on_batch(x, y)
         return
+    # Of an iterator of Python's each call would build a graph anew.
+    batch = iter(tf.data.Dataset.from_tensors((x, y)))
     with declared(model.castiron.policy):
-        model.train_function(iter([(x, y, None)]))
+        model.train_function(batch)
 
 
 def held(model: Any) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from castiron.training.launch import load_run, train
 from castiron.training.preparation import prepare
 
 FEW = (
-    "trainer.max_steps=4",
+    "trainer.max_steps=2",
     "trainer.limit_validation=1",
     "trainer.limit_test=1",
     "trainer.threads=1",
@@ -46,6 +46,7 @@ MORE = {
 }
 
 
+@pytest.mark.usefixtures("one_graph")
 @pytest.mark.parametrize("precision", ["float32", "bf16-mixed"])
 @pytest.mark.parametrize("config", SMALL)
 def test_one_word_of_the_config_says_which_wing_trains(config: str, precision: str, tmp_path: Path) -> None:
@@ -53,11 +54,11 @@ def test_one_word_of_the_config_says_which_wing_trains(config: str, precision: s
     names, policies = {}, set()
     for backend in ("torch", "tensorflow"):
         word = "mixed_bfloat16" if (backend, precision) == ("tensorflow", "bf16-mixed") else precision
-        overrides = [*FEW, *SMALL[config], f"precision={word}", f"backend={backend}"]
+        overrides = [*FEW, *SMALL[config], f"precision={word}", f"backend={backend}", "health.every=1"]
         run, outcome = train(load_config(config, overrides), runs=tmp_path, name=backend)
-        assert (outcome.status, outcome.steps) == ("completed", 4)
+        assert (outcome.status, outcome.steps) == ("completed", 2)
         losses = [row["train/loss"] for row in run.metrics() if "train/loss" in row]
-        assert len(losses) == 4
+        assert len(losses) == 2
         assert all(map(math.isfinite, [*losses, *outcome.metrics["test"].values()]))
         names[backend] = set(outcome.metrics["test"])
         policies.add(run.summary()["policy"])

@@ -17,7 +17,9 @@ def test_a_training_leaves_no_graph_behind(tmp_path: Path) -> None:
     """tabular has SiLU, whose gradient TensorFlow defines for each graph anew; health is measured."""
     gc.collect()
     before = _graphs()
-    config = load_config("tabular", ["backend=tensorflow", "trainer.max_steps=2", "health.every=1"])
+    config = load_config(
+        "tabular", ["backend=tensorflow", "model.hidden=[8]", "trainer.max_steps=2", "health.every=1"]
+    )
     train(config, runs=tmp_path, name="run")
     gc.collect()
     assert _graphs() <= before

@@ -101,8 +101,8 @@ def test_floatx_left_on_float64() -> None:
 def job(tmp_path: Path) -> Iterator[Job]:
     loaded = load_config(
         "lstm-sentiment",
-        ["backend=tensorflow", "model.embedding=8", "model.hidden=8", "trainer.max_steps=1",
-         "trainer.limit_validation=1", "trainer.limit_test=1", "precision=bf16-mixed"],
+        ["backend=tensorflow", "model.embedding=8", "model.hidden=8", "model.bidirectional=false",
+         "trainer.max_steps=1", "trainer.limit_validation=1", "trainer.limit_test=1", "precision=bf16-mixed"],
     )  # fmt: skip
     (tmp_path / "config.yaml").write_text("recipe: lstm-sentiment\n")
     run = RunDirectory(tmp_path)

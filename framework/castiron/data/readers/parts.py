@@ -22,8 +22,8 @@ _WAITING = 64 << 20
 class PartsDigest:
     """BLAKE3 of a file of which threads read large parts, in about the order of the file.
 
-    Each digests what it has read, where all before it is digested; else whoever has done that goes on with
-    it. So nothing but what lies between is read a second time, for which memory is too slow.
+    Each digests what it has read, where all before it is digested; else whoever does that goes on with it. So
+    only what lies between is read for the digest alone: to read a file twice at once takes twice as long.
 
     Args:
         descriptor: of the file; stays open until `finish`.
