@@ -12,4 +12,4 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/_setup.sh"
 
 cd -- "$root"
-exec "$venv/bin/python" -m pytest --numprocesses auto --dist loadfile "$@"
+exec "$venv/bin/python" -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder "$@"

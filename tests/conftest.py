@@ -11,6 +11,7 @@ import signal
 import sys
 import types
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,24 @@ def pytest_xdist_auto_num_workers() -> int:
     """One process more than there are cores, as many tests wait for programs that they start; up to four."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores + 1, 4)
+
+
+LONG = (
+    "test_several_workers", "test_several_processes", "test_conformance", "test_keras_page", "test_imports",
+    "test_two_processes", "test_kill_test", "test_soak", "test_models", "test_copied_project",
+    "test_bench_keras",
+)  # fmt: skip
+"""Files of few tests that take long, the longest first."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side, files are begun by their number of tests (as pytest-xdist would have it), but those that
+    are long nevertheless come first: begun last, one of them would keep a single core busy at the end."""
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path for item in items)
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: (place.get(item.path.stem, len(LONG)), -tests[item.path]))
 
 
 RECIPE = '''
