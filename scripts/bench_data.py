@@ -2,9 +2,11 @@
 
     python scripts/bench_data.py [--rows 1000000] [--rounds 7] [--folder DIR] [--json]
 
-Both are timed in this process, in turns, after one warm-up each; the medians are compared. A table of
-float64 text, the worst case, is read into float32 columns, so that every value is cast and compared. Peak
-memory is that of a fresh process each, above what it has after its imports (Linux).
+Both are timed in this process, in turns, after one warm-up each, so that each finds the memory of its read
+before; the medians are compared. Then both are timed in fresh processes, in turns as well: the first read of
+a process, as a run has it, whose memory is new. A table of float64 text, the worst case, is read into float32
+columns, so that every value is cast and compared. Peak memory is that of the fresh processes, above what they
+have after their imports (Linux).
 """
 
 from __future__ import annotations
@@ -120,18 +122,32 @@ def compare(ours: Callable[[], object], bare: Callable[[], object], rounds: int)
     }
 
 
-def peak(kind: str, who: str, folder: Path, rows: int) -> float:
-    """Peak memory in MiB of one read in a fresh process, above what its imports take."""
-    command = [sys.executable, __file__, "--peak", kind, who, "--folder", str(folder), "--rows", str(rows)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def compare_first(kind: str, folder: Path, rows: int, rounds: int) -> dict[str, float]:
+    """The first read of fresh processes: median of the ratios of each round, and the median peak memory."""
+    found: dict[str, list[tuple[float, float]]] = {"castiron": [], "pyarrow": []}
+    for _ in range(rounds):
+        for who, measured in found.items():
+            where = ["--folder", str(folder), "--rows", str(rows)]
+            command = [sys.executable, __file__, "--first", kind, who, *where]
+            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            seconds, mib = map(float, told.split())
+            measured.append((seconds, mib))
+    ratios = [a[0] / b[0] for a, b in zip(found["castiron"], found["pyarrow"], strict=True)]
+    peaks = {f"{who}_peak_mib": statistics.median(m for _, m in measured) for who, measured in found.items()}
+    return {"first_ratio": statistics.median(ratios), **peaks}
 
 
-def measure_peak(kind: str, who: str, folder: Path, rows: int) -> None:
-    """In the fresh process: read once, print the growth of the resident set."""
+def measure_first(kind: str, who: str, folder: Path, rows: int) -> None:
+    """In the fresh process: read once, print the seconds and the growth of the resident set in MiB."""
     ours, bare = contenders(kind, make_files(folder, rows))
+    few = contenders(kind, make_files(folder, 10))
+    run, small = (ours, few[0]) if who == "castiron" else (bare, few[1])
+    small()  # what is imported and made once is not the read's
     before = resident("VmRSS")
-    kept = (ours if who == "castiron" else bare)()
-    print(resident("VmHWM") - before)
+    start = time.perf_counter()
+    kept = run()
+    seconds = time.perf_counter() - start
+    print(seconds, resident("VmHWM") - before)
     del kept
 
 
@@ -150,10 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), help=f"of {', '.join(KINDS)}")
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--peak", nargs=2, metavar=("KIND", "WHO"), help=argparse.SUPPRESS)
+    parser.add_argument("--first", nargs=2, metavar=("KIND", "WHO"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.peak:
-        measure_peak(args.peak[0], args.peak[1], args.folder, args.rows)
+    if args.first:
+        measure_first(args.first[0], args.first[1], args.folder, args.rows)
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
@@ -162,14 +178,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         results = {}
         for kind in args.kinds:
             result = compare(*contenders(kind, files), max(5, args.rounds))
-            for who in ("castiron", "pyarrow"):
-                result[f"{who}_peak_mib"] = peak(kind, who, folder, args.rows)
+            result |= compare_first(kind, folder, args.rows, max(5, args.rounds))
             results[kind] = result
             if not args.json:
                 print(
                     f"{kind:40} castiron {result['castiron']:6.2f} s  pyarrow {result['pyarrow']:6.2f} s  "
                     f"ratio {result['ratio']:5.2f} "
                     f"({result['ratio_low']:.2f} to {result['ratio_high']:.2f})  "
+                    f"first read {result['first_ratio']:5.2f}  "
                     f"peak {result['castiron_peak_mib']:5.0f} / {result['pyarrow_peak_mib']:5.0f} MiB",
                     flush=True,
                 )

@@ -35,8 +35,9 @@ def list_of_torch(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], list[
         except (ImportError, AttributeError) as e:
             pytest.skip(f"this torch has no such list: {e}")
         # for each example it looks through the whole stack for a unittest.TestCase, which no test here is
-        utilities = sys.modules["torch.testing._internal.common_utils"]
-        monkeypatch.setattr(utilities, "extract_test_fn", lambda: None, raising=False)
+        for user in ("common_utils", "opinfo.core"):
+            if torchs := sys.modules.get(f"torch.testing._internal.{user}"):
+                monkeypatch.setattr(torchs, "extract_test_fn", lambda: None, raising=False)
         return found
 
     return read
