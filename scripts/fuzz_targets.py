@@ -99,11 +99,11 @@ def _schema() -> Any:
     )
 
 
-def _table(suffix: str) -> Callable[[bytes, Path], Any]:
+def _table(suffix: str, schema: Callable[[], Any] = _schema) -> Callable[[bytes, Path], Any]:
     def read(data: bytes, folder: Path) -> Any:
         from castiron.data import load
 
-        return load([_written(folder, f"data{suffix}", data)], _schema())
+        return load([_written(folder, f"data{suffix}", data)], schema())
 
     return read
 
@@ -137,15 +137,14 @@ def _parquet_seeds() -> list[bytes]:
     return found
 
 
-def _numbers(data: bytes, folder: Path) -> Any:
-    from castiron.data import Field, Schema, load
+def _numbers() -> Any:
+    from castiron.data import Field, Schema
 
-    schema = Schema.of(
+    return Schema.of(
         Field(name="id", role="id", dtype="int64"),
         Field(name="x", missing="mean"),
         Field(name="label", role="target", dtype="int64"),
     )
-    return load([_written(folder, "data.parquet", data)], schema)
 
 
 def _numbers_seeds() -> list[bytes]:
@@ -352,7 +351,7 @@ TARGETS: dict[str, Target] = {
     "tsv": Target(_table(".tsv"), lambda: [s.replace(b",", b"\t") for s in _csv_seeds()]),
     "jsonl": Target(_table(".jsonl"), _jsonl_seeds),
     "parquet": Target(_table(".parquet"), _parquet_seeds),
-    "parquet-numbers": Target(_numbers, _numbers_seeds),
+    "parquet-numbers": Target(_table(".parquet", _numbers), _numbers_seeds),
     "npz": Target(_table(".npz"), _npz_seeds),
     "vocabulary": Target(_vocabulary, _vocabulary_seeds),
     "fitted": Target(_fitted, _fitted_seeds),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,12 @@ def test_what_is_wrong_is_told_in_the_order_of_the_file(tmp_path: Path, small_bl
     assert told == [(i + 1, "ab"[i % 2]) for i in range(20)]
 
 
-def test_a_column_that_is_damaged_is_refused(tmp_path: Path, small_blocks: None) -> None:
+def test_a_column_that_is_damaged_is_refused(
+    tmp_path: Path, small_blocks: None, damage: Callable[[Path, int, int], None]
+) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(table(1000), path, compression=None, write_page_checksum=True)
-    place = parquet.read_metadata(path).row_group(0).column(1)
-    content = bytearray(path.read_bytes())
-    at = place.data_page_offset + place.total_compressed_size // 2
-    content[at : at + 16] = b"\xff" * 16
-    path.write_bytes(content)
+    damage(path, 0, 1)
     with pytest.raises(DataError, match=r"D134 Expected a Parquet file. Received a damaged one"):
         load(path, SCHEMA)
 

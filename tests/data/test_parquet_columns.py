@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyarrow import parquet
 
 from castiron.data import Dataset, Field, Schema, check, load, load_batches
 from castiron.data.readers import parquet as reader
+from castiron.data.readers import parts
 from castiron.diagnostics import DataError
 
 SCHEMA = Schema(
@@ -93,14 +95,12 @@ def test_what_is_wrong_is_told_in_the_order_of_the_file(tmp_path: Path, by_colum
 
 
 @pytest.mark.parametrize("damaged", range(5))
-def test_a_column_that_is_damaged_is_refused(tmp_path: Path, by_columns: None, damaged: int) -> None:
+def test_a_column_that_is_damaged_is_refused(
+    tmp_path: Path, by_columns: None, damaged: int, damage: Callable[[Path, int, int], None]
+) -> None:
     path = tmp_path / "a.parquet"
     write(path, ROWS, 500, compression=None, write_page_checksum=True)
-    place = parquet.read_metadata(path).row_group(1).column(damaged)
-    content = bytearray(path.read_bytes())
-    at = place.data_page_offset + place.total_compressed_size // 2
-    content[at : at + 16] = b"\xff" * 16
-    path.write_bytes(content)
+    damage(path, 1, damaged)
     with pytest.raises(DataError, match=r"D134 Expected a Parquet file. Received a damaged one"):
         load(path, SCHEMA)
 
@@ -113,3 +113,15 @@ def test_a_packed_file_has_the_same_rows(tmp_path: Path, by_columns: None) -> No
     for name in SCHEMA.names:
         assert one.array(name).tobytes() == other.array(name).tobytes()
     assert other.report.files[0].blake3 == blake3(packed.read_bytes()).hexdigest()
+
+
+def test_a_disk_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    write(path, ROWS, 500)
+
+    def fails(*_: Any) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(parts, "read_into", fails)
+    with pytest.raises(DataError, match=r"D134 Expected a file that can be read\. .*Input/output error"):
+        load(path, SCHEMA)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from castiron.keras.health import monitor  # noqa: E402
 from castiron.keras.modules import describe  # noqa: E402
 from castiron.keras.precision import Precision, apply  # noqa: E402
 from castiron.policy import Plan, PrecisionPolicy, resolve  # noqa: E402
-from castiron_recipes.lstm_sentiment import recipe as sentiment  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,14 +35,6 @@ def _fixed_seed() -> Iterator[None]:
     before = (keras.config.floatx(), keras.config.dtype_policy().name)
     yield
     assert (keras.config.floatx(), keras.config.dtype_policy().name) == before
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_reviews() -> Iterator[None]:
-    """A thousand generated reviews, not 20,000."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sentiment, "generate", partial(sentiment.generate, rows=1000))
-        yield
 
 
 @pytest.fixture(scope="module")

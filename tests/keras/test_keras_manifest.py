@@ -41,12 +41,12 @@ TINY = (
     "trainer.device=cpu",
     "precision=bf16-true",
     "audit.level=off",
-    "health.every=1",
+    "health.every=1000",
 )
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path, one_graph: None) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
     before = os.environ.get("CASTIRON_CACHE")
     os.environ["CASTIRON_CACHE"] = str(shared_cache)
     try:

@@ -38,7 +38,6 @@ TINY = (
     "trainer.max_epochs=2",
     "trainer.log_every=1",
     "trainer.device=cpu",
-    "health.every=1",
 )
 
 
@@ -52,9 +51,7 @@ def rows(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def whole(
-    tmp_path_factory: pytest.TempPathFactory, shared_cache: Path, one_graph: None
-) -> tuple[RunDirectory, Outcome]:
+def whole(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> tuple[RunDirectory, Outcome]:
     """One whole run, for several tests."""
     before = os.environ.get("CASTIRON_CACHE")
     os.environ["CASTIRON_CACHE"] = str(shared_cache)

@@ -1,4 +1,4 @@
-"""Run in four processes by `two_processes.py`: gradients of 16 bits, averaged under a policy.
+"""Run by `torch.distributed.run` with four processes: gradients of 16 bits, averaged under a policy.
 
 Prints the format in which they were added up, and the gradient that rank 0 has, of 256 on rank 0 and 1 on the
 others.
@@ -36,3 +36,7 @@ def main() -> None:
     if rank == 0:
         print("gradients", *added_up_in, gradient.item())
     distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

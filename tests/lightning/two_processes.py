@@ -1,27 +1,20 @@
-"""A training under DDP in which one of two ranks has a bad batch.
+"""Run by `torch.distributed.run` with two processes: a training under DDP in which one rank's batch is bad.
 
-    python -m torch.distributed.run --standalone --nproc_per_node=2 two_processes.py FOLDER RESPONSE
-    python two_processes.py FOLDER RESPONSE
-
-Writes `rank-N.json` into the folder: steps, held steps, incidents, and a hash of the weights. Where nobody
-has started the ranks, they are copies of one process that has imported what both need; then so are the four
-of `reducing.py`, whose rank 0 says what it found.
+Writes `rank-N.json` into the folder of its first argument: steps, held steps, incidents, and a hash of the
+weights.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import reducing
 import torch
 from torch import Tensor, nn
 
@@ -93,36 +86,5 @@ def main(folder: Path, response: str) -> None:
     (folder / f"rank-{rank}.json").write_text(json.dumps(record))
 
 
-def forked(world: int, run: Callable[[], None]) -> None:
-    """Run it in so many ranks, copies of this process, which are told what torchrun tells."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    size = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0"}
-    ranks = []
-    for rank in range(world):
-        child = os.fork()
-        if child:
-            ranks.append(child)
-            continue
-        code = 1
-        try:
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "forked"}
-            os.environ.update({**address, **size, **own, "GLOO_SOCKET_IFNAME": "lo"})
-            run()
-            sys.stdout.flush()
-            code = 0
-        finally:
-            os._exit(code)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks]
-    if any(codes):
-        raise SystemExit(f"The ranks ended with {codes}.")
-
-
 if __name__ == "__main__":
-    folder, response = Path(sys.argv[1]), sys.argv[2]
-    if "RANK" in os.environ:
-        main(folder, response)
-    else:
-        forked(2, lambda: main(folder, response))
-        forked(4, reducing.main)
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -16,7 +16,7 @@ from castiron.data.origin import LineIndex, Origins
 from castiron.data.readers import open_source, spellings_of
 from castiron.data.readers.ahead import ahead, side_by_side
 from castiron.data.readers.files import find_files
-from castiron.data.readers.source import Block, Cells, Numbers, Source, Texts
+from castiron.data.readers.source import Block, Cells, Source
 from castiron.data.report import DataReport, FileReport
 from castiron.data.schema import Column, Schema
 from castiron.data.table import Dataset
@@ -289,13 +289,13 @@ class _Load:
 
         def look(name: str) -> tuple[str, Cells, Judged]:
             builder, cells = self._builders[name], block.columns[name]
-            if not isinstance(cells, Numbers | Texts):
+            if callable(cells):
                 cells = cells()
             spellings = spellings_of(builder.part, self._options, text_file=text_file)
             return name, cells, builder.look(cells, spellings)
 
         threads = min(len(block.columns), pa.cpu_count())
-        if threads > 1 and not all(isinstance(c, Numbers | Texts) for c in block.columns.values()):
+        if threads > 1 and any(map(callable, block.columns.values())):
             return side_by_side(look, block.columns, threads)
         return map(look, block.columns)
 

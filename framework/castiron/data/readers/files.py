@@ -203,7 +203,10 @@ class DataFile:
                 yield lambda: Parts(file.fileno(), self.size, digest.saw if digest else None)
             finally:
                 if digest:
-                    self.digest = digest.finish()
+                    try:
+                        self.digest = digest.finish()
+                    except OSError as error:  # a part of the file that nobody else has read
+                        raise self.damaged("a file that can be read", error) from None
 
     def _digest_whole(self, descriptor: int) -> None:
         digest = blake3()
