@@ -20,18 +20,16 @@ from castiron.diagnostics import Finding
 from castiron.policy import Plan, PrecisionPolicy, resolve
 from castiron.torch.attempt import Attempt, Losses, Result, StepOutcome, Turn
 from castiron.torch.capability import device_capability
-from castiron.torch.clipping import clip_by_norm, gradient_norm
-from castiron.torch.dtypes import torch_dtype
-from castiron.torch.guard import COMPUTED, UPDATED, StepGuard
+from castiron.torch.guard import COMPUTED
 from castiron.torch.held import HeldSteps, check_response, is_expected
 from castiron.torch.inputs import InputCast
 from castiron.torch.late import LateVerdict, can_be_late
-from castiron.torch.loss import check_loss
 from castiron.torch.modules import describe
-from castiron.torch.precision import Precision, apply
+from castiron.torch.precision import apply
 from castiron.torch.replay import ReplayStep
 from castiron.torch.scaling import Scaler, make_scaler, step_unless
-from castiron.torch.snapshot import Snapshot, drop_gradients
+from castiron.torch.snapshot import Snapshot
+from castiron.torch.step_work import StepWork
 from castiron.torch.switches import matmul_switches
 from castiron.torch.updates import guard_updates
 from castiron.training.held import Origin, Verdict
@@ -119,36 +117,35 @@ class Transaction:
                 "DistributedDataParallel; castiron.lightning.Trainer decides for all of them."
             )
         self._root: nn.Module = getattr(model, "_orig_mod", model)
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         check_response(policy.guard)
-        plan, notes = resolve(policy, describe(self._root), device_capability(self._device))
-        self._precision: Precision = apply(self._root, plan)
+        plan, notes = resolve(policy, describe(self._root), device_capability(device))
+        precision = apply(self._root, plan)
         self.plan: Plan = plan
         """The policy, resolved against this model and device."""
-        self.findings: list[Finding] = [*notes, *self._precision.findings]
+        self.findings: list[Finding] = [*notes, *precision.findings]
         """What there is to say that does not stop training: of the plan, and of held steps."""
         for optimizer in optimizers:
             guard_updates(optimizer, policy)
         self._optimizers, self._policy, self._scaler = optimizers, policy, scaler
         self._cast = InputCast(policy)
         self._responses = HeldSteps(plan, origin, incidents)
-        self._schedulers, self._averages, self._clip_norm = schedulers, averages, clip_norm
-        self._guard = StepGuard(self._root, policy.guard.watch, optimizers)
-        self._updated = UPDATED & self._guard.watch
-        trained = {p for o in optimizers for group in o.param_groups for p in group["params"]}
-        self._strays = [p for p in self._root.parameters() if p not in trained]
-        """Parameters that no optimizer has: a gradient of theirs would stay."""
+        self._averages = averages
+        self._work = StepWork(
+            self._root, precision, policy, optimizers, scaler,
+            schedules=schedulers, averages=averages, clip_norm=clip_norm, findings=self.findings,
+        )  # fmt: skip
+        self._guard = self._work.guard
         self._late = self._may_be_late(late)
-        self._snapshots: dict[tuple[int, int], list[Snapshot]] = {}
         self._pending: Attempt | None = None
         self._tried = 0
-        self._checked_loss = False
-        self._norm: Tensor | None = None
-        """Of the gradients at hand, where it was taken already."""
-        self.committed = 0
-        """Steps that were applied, as far as is known."""
         self.overflows = 0
         """Steps held because gradients overflowed while the loss scale could still fall."""
+
+    @property
+    def committed(self) -> int:
+        """Steps that were applied, as far as is known."""
+        return self._work.committed
 
     @property
     def held(self) -> int:
@@ -176,7 +173,8 @@ class Transaction:
             raise ValueError("Expected one batch or more. Received none.")
         outcome = StepOutcome(self.settle)
         cast = [self._cast(batch) for batch in batches]
-        attempt = Attempt(turns, cast, self._snapshots_of(len(turns)), outcome)
+        snapshots = self._work.snapshots(len(turns), self._tried % 2 if self._late else 0)
+        attempt = Attempt(turns, cast, snapshots, outcome)
         self._tried += 1
         every = self._policy.guard.every
         if every > 1 and self._tried % every != 1 and not self._scaler.active:
@@ -200,9 +198,9 @@ class Transaction:
         if pending is not None and pending.reading is not None:
             if pending.reading.read():
                 pending.outcome.result = Result(False, Verdict(True))
-                self._undo(pending)
+                self._work.undo(pending)
             else:
-                self._commit(pending)
+                self._work.commit(pending)
         self._guard.release()
 
     # --- a step whose verdict is asked for at once -------------------------------------------------
@@ -217,68 +215,29 @@ class Transaction:
             for number, turn in enumerate(attempt.turns):
                 if number:
                     attempt.snapshots[number].take()
-                self._compute(turn, attempt)
+                self._work.compute(turn, attempt)
                 last = suspected and turn is attempt.turns[-1]
                 verdict = self._guard.verdict(COMPUTED)
-                if last and not self._updated:
+                if last and not self._work.updated:
                     verdict = _as_suspected(verdict)
                 if verdict.bad:
                     break
-                self._clip(turn)
+                self._work.clip(turn)
                 for optimizer in turn.optimizers:
                     self._scaler.step(optimizer)
-                if self._updated:
-                    verdict = self._guard.verdict(self._updated)
+                if self._work.updated:
+                    verdict = self._guard.verdict(self._work.updated)
                     verdict = _as_suspected(verdict) if last else verdict
                     if verdict.bad:
                         break
         except BaseException:
-            self._undo(attempt)
+            self._work.undo(attempt)
             raise
         if verdict.bad:
             self._hold(attempt, number, verdict)
         else:
             self._scaler.update()
-            self._commit(attempt)
-
-    def _compute(self, turn: Turn, attempt: Attempt) -> None:
-        """Losses and gradients of one turn, unscaled."""
-        self._drop_gradients()
-        self._guard.begin()
-        losses = []
-        one_norm = self._clip_norm is not None and not self._strays and len(attempt.turns) == 1
-        for batch in attempt.batches:
-            with self._precision.forward_context():
-                loss = turn.loss_of(batch)
-            if not self._checked_loss:
-                self._check_loss(loss)
-            self._guard.see_loss(loss)
-            losses.append(loss.detach())
-            if len(attempt.batches) > 1:
-                loss = loss / len(attempt.batches)
-            with self._precision.backward_context():
-                self._scaler.scale(loss).backward()
-        self._guard.end()
-        if len(attempt.turns) > 1:  # what this loss says of other optimizers' parameters is of no use
-            drop_gradients([o for o in self._optimizers if o not in turn.optimizers])
-        self._scaler.unscale_(*turn.optimizers)
-        self._norm = None
-        if one_norm and self._device.type == "cpu":
-            self._norm = gradient_norm(_parameters(turn), torch_dtype(self._policy.accumulate))
-        self._guard.see_gradients(self._norm)
-        mean = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-        attempt.outcome.losses += (mean,)
-
-    def _commit(self, attempt: Attempt) -> None:
-        self.committed += 1
-        attempt.outcome.result = Result(True, Verdict(False))
-        for schedule in self._schedulers:
-            schedule.step()
-        for average in self._averages:
-            if hasattr(average, "update_parameters"):
-                average.update_parameters(self._root)
-            else:
-                average.update()
+            self._work.commit(attempt)
 
     def _hold(self, attempt: Attempt, number: int, verdict: Verdict) -> None:
         """Nothing of the step stays; then the policy's response."""
@@ -289,7 +248,7 @@ class Transaction:
         else:
             self._scaler.discard()
         found = self._scaler.check() if verdict.gradients_only else None
-        self._drop_gradients()
+        self._work.drop_gradients()
         if expected:
             self.overflows += 1
             reason = f"gradients overflowed under a loss scale of {scale:g}"
@@ -302,7 +261,7 @@ class Transaction:
         replay = ReplayStep(
             root=self._root,
             batches=attempt.batches,
-            run=lambda batch, _: self._again(turn, batch, scale / len(attempt.batches)),
+            run=lambda batch, _: self._work.again(turn, batch, scale / len(attempt.batches)),
             restore=snapshot.restore,
             verdict=verdict,
             optimizers=turn.optimizers,
@@ -312,34 +271,19 @@ class Transaction:
         try:
             blame = self._responses.respond(replay, self.committed, found)
         finally:
-            self._drop_gradients()
+            self._work.drop_gradients()
             attempt.snapshots[0].restore()
         self.findings.append(blame)
         attempt.outcome.result = Result(False, verdict, finding=blame)
 
-    def _again(self, turn: Turn, batch: Any, factor: float) -> Tensor:
-        with self._precision.forward_context():
-            loss = turn.loss_of(batch)
-        with self._precision.backward_context():
-            (loss * factor).backward()
-        return loss
-
-    def _undo(self, attempt: Attempt) -> None:
-        self._drop_gradients()
-        self._guard.end()
-        self._scaler.discard()
-        for tensor, kept in zip(self._scaler.tensors(self._device), attempt.scale, strict=False):
-            tensor.copy_(kept)
-        attempt.snapshots[0].restore()
-
     def _unwatched(self, attempt: Attempt) -> None:
         """A step between two that the guard looks at (`guard.every`)."""
         for turn in attempt.turns:
-            self._compute(turn, attempt)
-            self._clip(turn)
+            self._work.compute(turn, attempt)
+            self._work.clip(turn)
             for optimizer in turn.optimizers:
                 optimizer.step()
-        self._commit(attempt)
+        self._work.commit(attempt)
 
     # --- a step whose verdict is asked for during the next one -------------------------------------
 
@@ -352,14 +296,14 @@ class Transaction:
         after a step (schedules, averages) it does when the verdict is there.
         """
         attempt.snapshots[0].take()
-        attempt.scale = [t.clone() for t in self._scaler.tensors(self._device)]
+        attempt.scale = [t.clone() for t in self._scaler.tensors(self._work.device)]
         bad: Tensor | None = None
         confirmed = True
         try:
             for number, turn in enumerate(attempt.turns):
                 if number:
                     attempt.snapshots[number].take()
-                self._compute(turn, attempt)
+                self._work.compute(turn, attempt)
                 bad = _either(bad, self._guard.flag(COMPUTED), self._scaler.found_inf)
                 if self._pending is not None:
                     confirmed = False
@@ -367,14 +311,14 @@ class Transaction:
                         return False
                     confirmed = True
                     attempt.snapshots[0].take_settings()  # the schedules have moved since
-                self._clip(turn)
+                self._work.clip(turn)
                 for optimizer in turn.optimizers:
                     step_unless(optimizer, bad)
-                if self._updated:
-                    bad = _either(bad, self._guard.flag(self._updated))
+                if self._work.updated:
+                    bad = _either(bad, self._guard.flag(self._work.updated))
         except BaseException:
             if confirmed:  # else the state is already that from before the step before
-                self._undo(attempt)
+                self._work.undo(attempt)
             raise
         assert bad is not None
         self._scaler.update()
@@ -395,9 +339,9 @@ class Transaction:
             # Averages take buffers in as they were after that step.
             averaging = since is not None and bool(self._averages)
             with since.buffers_as_taken() if averaging and since else contextlib.nullcontext():
-                self._commit(pending)
+                self._work.commit(pending)
             return True
-        self._undo(pending)
+        self._work.undo(pending)
         self._run(pending, suspected=True)
         return False
 
@@ -413,33 +357,6 @@ class Transaction:
             )
         return [Turn((optimizer,), loss_of) for optimizer, loss_of in losses.items()]
 
-    def _snapshots_of(self, turns: int) -> list[Snapshot]:
-        """One snapshot per turn; where verdicts are late, two steps in a row have their own."""
-        key = (self._tried % 2 if self._late else 0, turns)
-        if key not in self._snapshots:
-            whole = bool(self._updated)
-            first = Snapshot(self._root, self._optimizers, self._schedulers, whole=whole or turns > 1)
-            later = [Snapshot(self._root, self._optimizers, whole=whole) for _ in range(turns - 1)]
-            self._snapshots[key] = [first, *later]
-        return self._snapshots[key]
-
-    def _clip(self, turn: Turn) -> None:
-        if self._clip_norm is not None:
-            dtype = torch_dtype(self._policy.accumulate)
-            clip_by_norm(_parameters(turn), self._clip_norm, dtype, self._norm)
-
-    def _drop_gradients(self) -> None:
-        drop_gradients(self._optimizers)
-        for parameter in self._strays:
-            parameter.grad = None
-
-    def _check_loss(self, loss: Tensor) -> None:
-        if loss.numel() != 1:
-            raise ValueError(f"Expected a scalar loss. Received one of shape {tuple(loss.shape)}.")
-        if found := check_loss(loss, self._policy):
-            self.findings.append(found)
-        self._checked_loss = True
-
     def _may_be_late(self, late: bool | None) -> bool:
         possible = can_be_late(self._optimizers) and self._policy.guard.every == 1
         if late and not possible:
@@ -447,11 +364,7 @@ class Transaction:
                 "Expected fused optimizers without stochastic rounding, and guard.every 1, for a late "
                 f"verdict. Received {', '.join(type(o).__name__ for o in self._optimizers)}."
             )
-        return possible and self._device.type == "cuda" if late is None else late
-
-
-def _parameters(turn: Turn) -> list[nn.Parameter]:
-    return [p for o in turn.optimizers for group in o.param_groups for p in group["params"]]
+        return possible and self._work.device.type == "cuda" if late is None else late
 
 
 def _as_suspected(verdict: Verdict) -> Verdict:
