@@ -5,8 +5,9 @@
 Both are timed in this process, in turns, after one warm-up each, so that each finds the memory of its read
 before; the medians are compared. Then both are timed in fresh processes, in turns as well: the first read of
 a process, as a run has it, whose memory is new. A table of float64 text, the worst case, is read into float32
-columns, so that every value is cast and compared. Peak memory is that of the fresh processes, above what they
-have after their imports (Linux).
+columns, so that every value is cast and compared. A third contender is castiron's load as a run does it: it
+takes the digest of the file as well. Peak memory is that of the fresh processes, above what they have after
+their imports (Linux).
 """
 
 from __future__ import annotations
@@ -78,12 +79,12 @@ def narrow_schema() -> Any:
     return pa.schema([(f"x{i}", pa.float32()) for i in range(COLUMNS)])
 
 
-def contenders(kind: str, files: dict[str, Path]) -> tuple[Callable[[], object], Callable[[], object]]:
-    """(castiron's load, pyarrow's bare read) of one kind of file."""
+def contenders(kind: str, files: dict[str, Path]) -> dict[str, Callable[[], object]]:
+    """castiron's load, pyarrow's bare read, and castiron's load with a digest, of one kind of file."""
     from pyarrow import csv, parquet
     from pyarrow import json as arrow_json
 
-    from castiron.data import Field, Schema, load
+    from castiron.data import Field, ReadOptions, Schema, load
 
     bad = "drop" if "bad cell" in kind else "error"
     schema = Schema(fields=tuple(Field(name=f"x{i}", bad=bad) for i in range(COLUMNS)))
@@ -100,22 +101,31 @@ def contenders(kind: str, files: dict[str, Path]) -> tuple[Callable[[], object],
             lambda file: parquet.read_table(file).cast(narrow_schema()),
         ),
     }[kind]
-    return lambda: load(path, schema), lambda: bare(path)
+    return {
+        "castiron": lambda: load(path, schema),
+        "pyarrow": lambda: bare(path),
+        "digest": lambda: load(path, schema, options=ReadOptions(digest=True)),
+    }
 
 
-def compare(ours: Callable[[], object], bare: Callable[[], object], rounds: int) -> dict[str, float]:
+def compare(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Medians in seconds, and the median of the ratios of each round."""
-    times: dict[str, list[float]] = {"castiron": [], "pyarrow": []}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
-        for name, run in (("castiron", ours), ("pyarrow", bare)):
+        for name, run in runs.items():
             start = time.perf_counter()
             run()
             if number:
                 times[name].append(time.perf_counter() - start)
-    ratios = [a / b for a, b in zip(times["castiron"], times["pyarrow"], strict=True)]
+
+    def ratios_of(name: str) -> list[float]:
+        return [a / b for a, b in zip(times[name], times["pyarrow"], strict=True)]
+
+    ratios = ratios_of("castiron")
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         **medians,
+        "digest_ratio": statistics.median(ratios_of("digest")),
         "ratio": statistics.median(ratios),
         "ratio_low": min(ratios),
         "ratio_high": max(ratios),
@@ -123,8 +133,8 @@ def compare(ours: Callable[[], object], bare: Callable[[], object], rounds: int)
 
 
 def compare_first(kind: str, folder: Path, rows: int, rounds: int) -> dict[str, float]:
-    """The first read of fresh processes: median of the ratios of each round, and the median peak memory."""
-    found: dict[str, list[tuple[float, float]]] = {"castiron": [], "pyarrow": []}
+    """The first read of fresh processes: medians of the ratios of each round, and of the peak memory."""
+    found: dict[str, list[tuple[float, float]]] = {"castiron": [], "pyarrow": [], "digest": []}
     for _ in range(rounds):
         for who, measured in found.items():
             where = ["--folder", str(folder), "--rows", str(rows)]
@@ -132,16 +142,18 @@ def compare_first(kind: str, folder: Path, rows: int, rounds: int) -> dict[str, 
             told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             seconds, mib = map(float, told.split())
             measured.append((seconds, mib))
-    ratios = [a[0] / b[0] for a, b in zip(found["castiron"], found["pyarrow"], strict=True)]
     peaks = {f"{who}_peak_mib": statistics.median(m for _, m in measured) for who, measured in found.items()}
-    return {"first_ratio": statistics.median(ratios), **peaks}
+
+    def ratio_of(name: str) -> float:
+        return statistics.median(a[0] / b[0] for a, b in zip(found[name], found["pyarrow"], strict=True))
+
+    return {"first_ratio": ratio_of("castiron"), "first_digest_ratio": ratio_of("digest"), **peaks}
 
 
 def measure_first(kind: str, who: str, folder: Path, rows: int) -> None:
     """In the fresh process: read once, print the seconds and the growth of the resident set in MiB."""
-    ours, bare = contenders(kind, make_files(folder, rows))
-    few = contenders(kind, make_files(folder, 10))
-    run, small = (ours, few[0]) if who == "castiron" else (bare, few[1])
+    run = contenders(kind, make_files(folder, rows))[who]
+    small = contenders(kind, make_files(folder, 10))[who]
     small()  # what is imported and made once is not the read's
     before = resident("VmRSS")
     start = time.perf_counter()
@@ -177,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = make_files(folder, args.rows)
         results = {}
         for kind in args.kinds:
-            result = compare(*contenders(kind, files), max(5, args.rounds))
+            result = compare(contenders(kind, files), max(5, args.rounds))
             result |= compare_first(kind, folder, args.rows, max(5, args.rounds))
             results[kind] = result
             if not args.json:
@@ -186,6 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"ratio {result['ratio']:5.2f} "
                     f"({result['ratio_low']:.2f} to {result['ratio_high']:.2f})  "
                     f"first read {result['first_ratio']:5.2f}  "
+                    f"with digest {result['digest_ratio']:5.2f}, first {result['first_digest_ratio']:5.2f}  "
                     f"peak {result['castiron_peak_mib']:5.0f} / {result['pyarrow_peak_mib']:5.0f} MiB",
                     flush=True,
                 )

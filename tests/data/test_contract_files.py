@@ -271,17 +271,16 @@ def test_errors_of_several_files_are_all_told() -> None:
 
 
 def test_digests(here: Path) -> None:
-
-    data = read("a.csv", "x\n1\n")
-    file = data.report.files[0]
+    wanted = ReadOptions(digest=True)
+    file = read("a.csv", "x\n1\n", options=wanted).report.files[0]
     assert file.blake3 == blake3(b"x\n1\n").hexdigest()
     assert file.bytes == 4
     packed = gzip.compress(b"x\n1\n")
-    assert read("a.csv.gz", packed).report.files[0].blake3 == blake3(packed).hexdigest()
+    assert read("a.csv.gz", packed, options=wanted).report.files[0].blake3 == blake3(packed).hexdigest()
     np.savez("a.npz", x=np.zeros(3))
-    digest = read("a.npz", None).report.files[0].blake3
+    digest = read("a.npz", None, options=wanted).report.files[0].blake3
     assert digest == blake3(Path("a.npz").read_bytes()).hexdigest()
-    assert read("a.csv", "x\n1\n", options=ReadOptions(digest=False)).report.files[0].blake3 == ""
+    assert read("a.csv", "x\n1\n").report.files[0].blake3 == ""
 
 
 # --- JSON Lines ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from castiron.data import ContractError, DataReport, Dataset, Field, Schema, load
+from castiron.data import ContractError, DataReport, Dataset, Field, ReadOptions, Schema, load
 from castiron.diagnostics import RULES
 
 SCHEMA = Schema.of(
@@ -22,7 +22,7 @@ SCHEMA = Schema.of(
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     monkeypatch.chdir(tmp_path)
     Path("reviews.csv").write_text("text,rating,z\na,0.1,1\nb,N/A,1\nc,five,1\nd,2,1\n")
-    return load("reviews.csv", SCHEMA, split="train")
+    return load("reviews.csv", SCHEMA, split="train", options=ReadOptions(digest=True))
 
 
 def test_as_text(data: Dataset) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from castiron.data import Field, Schema, load
+from castiron.data import Field, ReadOptions, Schema, load
 from castiron.data.readers.idx import labels_of
 from castiron.diagnostics import DataError
 
@@ -38,7 +38,7 @@ def schema(shape=(2, 3), **label) -> Schema:
 
 
 def test_images_with_the_labels_beside_them(pair: Path) -> None:
-    data = load(pair, schema())
+    data = load(pair, schema(), options=ReadOptions(digest=True))
     assert data.array("image").dtype == np.uint8
     assert data.array("image").shape == (5, 2, 3)
     assert data.array("image")[4].tolist() == [[24, 25, 26], [27, 28, 29]]

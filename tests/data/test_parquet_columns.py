@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from castiron.data import Dataset, Field, Schema, check, load, load_batches
+from castiron.data import Dataset, Field, ReadOptions, Schema, check, load, load_batches
 from castiron.data.readers import parquet as reader
 from castiron.data.readers import parts
 from castiron.diagnostics import DataError
@@ -29,6 +29,7 @@ SCHEMA = Schema(
         Field(name="grade", dtype="int64", categories={"1": 0, "2": 1}, column="g"),
     )
 )
+DIGESTED = ReadOptions(digest=True)
 CELLS = st.tuples(
     st.floats(width=64, allow_nan=False) | st.sampled_from([0.5, 1e300, 1e-300, 0.0]),
     st.none() | st.integers(-(2**63), 2**63 - 1),
@@ -66,10 +67,10 @@ def test_side_by_side_is_the_same_as_in_batches(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "_BATCH", 7)
         patch.setattr(reader, "_GROUP", 0)
-        batches = load(path, SCHEMA)
+        batches = load(path, SCHEMA, options=DIGESTED)
         patch.setattr(reader, "_BATCH", 1)
         patch.setattr(reader, "_GROUP", 100)
-        columns = load(path, SCHEMA)
+        columns = load(path, SCHEMA, options=DIGESTED)
         pieces = list(load_batches(path, SCHEMA, fitted=columns.fitted))
         assert check(path, SCHEMA).rows == len(rows) - columns.report.dropped
     assert told(batches) == told(columns)
@@ -109,7 +110,7 @@ def test_a_packed_file_has_the_same_rows(tmp_path: Path, by_columns: None) -> No
     plain, packed = tmp_path / "a.parquet", tmp_path / "b.parquet.gz"
     write(plain, ROWS, 600)
     packed.write_bytes(gzip.compress(plain.read_bytes()))
-    one, other = load(plain, SCHEMA), load(packed, SCHEMA)
+    one, other = load(plain, SCHEMA), load(packed, SCHEMA, options=DIGESTED)
     for name in SCHEMA.names:
         assert one.array(name).tobytes() == other.array(name).tobytes()
     assert other.report.files[0].blake3 == blake3(packed.read_bytes()).hexdigest()
@@ -124,4 +125,4 @@ def test_a_disk_that_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(parts, "read_into", fails)
     with pytest.raises(DataError, match=r"D134 Expected a file that can be read\. .*Input/output error"):
-        load(path, SCHEMA)
+        load(path, SCHEMA, options=DIGESTED)

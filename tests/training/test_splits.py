@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -133,3 +136,16 @@ def test_the_report_of_every_split_also_of_broken_ones(user_recipe, tmp_path, mo
     assert reports["test"].is_sound
     with pytest.raises(DataError, match="Received 'x'"):
         load_splits(loaded.config, loaded.recipe(loaded.config), tmp_path)
+
+
+def test_files_are_digested_where_a_run_reads_them_unless_it_is_told_not_to(tiny, tmp_path):
+    train = texts(tmp_path / "train.csv", ["a", "b", "c", "d"])
+    digest = blake3((tmp_path / "train.csv").read_bytes()).hexdigest()
+    assert tiny(f"data.train={train}")["train"].report.files[0].blake3 == digest
+    without = tiny(f"data.train={train}", "data.read.digest=false")
+    assert without["train"].report.files[0].blake3 == ""
+    embedded = tiny()["train"].report.files[0]
+    assert embedded.blake3 == blake3(Path(embedded.file).read_bytes()).hexdigest()
+    loaded = load_config("my_recipe.py:Tiny", [f"data.train={train}"])
+    checked = check_splits(loaded.config, loaded.recipe(loaded.config), tmp_path)
+    assert checked["train"].files[0].blake3 == ""

@@ -35,8 +35,9 @@ class ReadOptions(BaseModel):
     """Bytes of a row of a text file; a longer one is refused, as a row is read whole."""
     largest_expansion: PositiveInt = EXPANSION
     """How many times its size a compressed file may expand to, once that is more than 1 GiB."""
-    digest: bool = True
-    """Whether the BLAKE3 digest of every file goes into the data report."""
+    digest: bool | None = None
+    """Whether the BLAKE3 digest of every file goes into the data report. Null: where a run reads it, as its
+    report is kept; not where data is only checked, or loaded in code."""
 
     @field_validator("encoding")
     @classmethod

@@ -97,6 +97,9 @@ def load_splits(
         ConfigError: there is no training data, or too much of it is held out.
     """
     source, schema = sources(config, recipe, folder), recipe.schema()
+    options = source.options
+    if options.digest is None:
+        options = options.model_copy(update={"digest": True})
 
     def read(split: str) -> Dataset:
         with about_key(f"data.{split}"):
@@ -105,7 +108,7 @@ def load_splits(
                 schema,
                 columns=source.columns,
                 casts=config.precision.casts,
-                options=source.options,
+                options=options,
                 fitted=fitted,
                 split=split,
             )

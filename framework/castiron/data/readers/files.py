@@ -144,8 +144,8 @@ class DataFile:
         self.name = str(path)
         self.size = 0
         self.digest = ""
-        """BLAKE3 of the file as it lies on disk, in hexadecimal (`b3sum` prints the same)."""
-        self._wanted = options.digest
+        """BLAKE3 of the file as it lies on disk, in hexadecimal (`b3sum` prints the same), where wanted."""
+        self._wanted = bool(options.digest)
         self._expansion = options.largest_expansion
         self._unpacked = 0
 
