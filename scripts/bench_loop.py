@@ -4,7 +4,8 @@
 
 Everything runs in one process, in turns (A B A B …), and what counts is the ratio of medians: a shared
 machine slows all of it alike. Health is measured as in a run: the first step, and every hundredth; figures
-at the end are not timed. `A/A` is the same loop against itself: differences of that size mean nothing.
+at the end are not timed. `A/A` is the same loop against itself: differences of that size mean nothing. The
+model of a setting is the smallest whose steps by hand take that long on this machine.
 """
 
 from __future__ import annotations
@@ -38,6 +39,22 @@ from castiron.training import RunDirectory, load_config
 from castiron.training.backend import Job, Silent
 from castiron.training.preparation import make_batches, prepare
 from castiron_recipes.lstm_sentiment.model import SentimentLSTM
+
+SIZES = (
+    (32, 48),
+    (32, 96),
+    (64, 96),
+    (64, 128),
+    (64, 192),
+    (128, 192),
+    (128, 256),
+    (160, 256),
+    (192, 256),
+    (256, 256),
+    (256, 384),
+    (256, 512),
+)
+"""Rows of a batch and width of the model, from small to large."""
 
 Run = Callable[[], float]
 """Trains some steps and says how many seconds they took, set-up left out."""
@@ -178,26 +195,37 @@ def compare(setting: Setting, rounds: int) -> dict[str, Any]:
     }
 
 
+def of_about(milliseconds: float, steps: int, folder: Path, overrides: list[str]) -> Setting:
+    """The smallest setting whose steps by hand take so long."""
+    for rows, size in SIZES:
+        sizes = [f"data.batch_size={rows}", f"model.embedding={size}", f"model.hidden={size}"]
+        place = folder / f"{steps}-{rows}-{size}"
+        few = Setting(place / "few", 20, [*sizes, *overrides])
+        few.by_hand()
+        if few.by_hand() / few.steps * 1e3 >= milliseconds:
+            break
+    return Setting(place, steps, [*sizes, *overrides])
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="bench.py loop", description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--policy", default="float32")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(argv)
-    settings = {
-        "steps of about 10 ms": (
-            400,
-            ["data.batch_size=32", "model.embedding=48", "model.hidden=48", "model.text.max_vocabulary=2000"],
-        ),
-        "the recipe as it is": (160, []),
-        "steps of about 100 ms": (60, ["data.batch_size=128", "model.embedding=192", "model.hidden=192"]),
-    }
+    policy = [f"precision={given.policy}"]
     results: dict[str, Any] = {"machine": platform.processor(), "torch": torch.__version__}
     results["threads"] = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        for name, (steps, overrides) in settings.items():
-            setting = Setting(Path(folder), steps, [*overrides, f"precision={given.policy}"])
-            results[name] = compare(setting, given.rounds)
+        settings = {
+            "steps of about 10 ms": of_about(10, 400, Path(folder), policy),
+            "the recipe as it is": Setting(Path(folder), 400, policy),
+            "steps of about 100 ms": of_about(100, 40, Path(folder), policy),
+        }
+        for name, setting in settings.items():
+            config = setting.config
+            sizes = {"rows": config.data.batch_size, "hidden": config.model.hidden}
+            results[name] = sizes | compare(setting, given.rounds)
             print(name, json.dumps(results[name]), flush=True)
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n")
