@@ -13,6 +13,7 @@ import argparse
 import collections
 import contextlib
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -202,6 +203,18 @@ def debug_underflow_overflow(model: Any, optimizer: torch.optim.Optimizer) -> It
 
 
 @contextlib.contextmanager
+def of_transformers(model: Any, optimizer: torch.optim.Optimizer) -> Iterator[Step]:
+    """transformers' own DebugUnderflowOverflow, where that is installed beside castiron."""
+    from transformers.debug_utils import DebugUnderflowOverflow
+
+    DebugUnderflowOverflow(model)  # it keeps itself alive in its hooks, and offers no way to take them off
+    with bare(model, optimizer) as step:
+        yield step
+    for module in model.modules():
+        module._forward_hooks.clear()
+
+
+@contextlib.contextmanager
 def hooks(model: Any, optimizer: torch.optim.Optimizer) -> Iterator[Step]:
     """A hook on every module that asks whether its output is finite, forward and backward."""
 
@@ -234,6 +247,8 @@ CONTENDERS: dict[str, Callable[..., Any]] = {
     "like DebugUnderflowOverflow": debug_underflow_overflow,
     "detect_anomaly": anomaly,
 }
+if importlib.util.find_spec("transformers"):
+    CONTENDERS["DebugUnderflowOverflow"] = of_transformers
 
 
 # --- measuring --------------------------------------------------------------------------------------
@@ -373,8 +388,8 @@ of that size mean nothing. With one thread it is the process's own time.
   layers of 1024, batch 512 where none is said. *transformer*: 4 encoder layers of
   256, batch 16, length 64. The guard reads every gradient once, an optimizer's step moves seven times
   as much memory: the smaller the batch, the more both weigh.
-- `transformers` is not installed here: *like DebugUnderflowOverflow* is a hook of the script that does
-  per module what its hook does.
+- *DebugUnderflowOverflow* is that of `transformers`, and there where it is installed; *like* it is a hook of
+  the script that does per module what its hook does.
 
 ## Growth
 
