@@ -101,9 +101,10 @@ def _schema() -> Any:
 
 def _table(suffix: str, schema: Callable[[], Any] = _schema) -> Callable[[bytes, Path], Any]:
     def read(data: bytes, folder: Path) -> Any:
-        from castiron.data import load
+        from castiron.data import ReadOptions, load
 
-        return load([_written(folder, f"data{suffix}", data)], schema())
+        options = ReadOptions(digest=True)  # as a run reads it
+        return load([_written(folder, f"data{suffix}", data)], schema(), options=options)
 
     return read
 
