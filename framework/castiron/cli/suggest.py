@@ -60,7 +60,8 @@ def _tell(found: Suggestion) -> None:
                 c.refused,
             )
             for c in found.candidates
-        ],
+        ]
+        + [("float32", f"{found.float32_ms:.1f}", "", "")],
     )
     if found.proof is None:
         console.say(
@@ -70,7 +71,7 @@ def _tell(found: Suggestion) -> None:
     else:
         p = found.proof
         console.say(
-            f"{found.gain:.2f} times as fast as float32: {p.proposed_ms:.1f} ms a step, "
+            f"In the proof it is {found.gain:.2f} times as fast as float32: {p.proposed_ms:.1f} ms a step, "
             f"{p.float32_ms:.1f} ms. After {p.steps} steps its loss is {p.difference:+.2g} from float32's, "
             f"whose {len(p.seeds)} seeds lie {p.noise:.2g} apart."
         )
