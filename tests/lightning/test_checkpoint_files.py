@@ -139,8 +139,13 @@ def test_what_a_killed_process_had_half_written_is_swept(run: RunDirectory) -> N
         (run.checkpoints / name).write_bytes(b"half")
         (run.path / name).write_bytes(b"half")
     (run.path / "notes.txt").write_text("mine")
+    for name in (".step-7.4c228ae2.part", "step-6"):
+        (run.incidents / name).mkdir(parents=True)
+        (run.incidents / name / "batch.safetensors").write_bytes(b"half")
     sweep(run)
-    assert {p.name for p in run.path.rglob("*")} == {"checkpoints", "notes.txt"}
+    left = {str(p.relative_to(run.path)) for p in run.path.rglob("*")}
+    whole = {"incidents", "incidents/step-6", "incidents/step-6/batch.safetensors"}
+    assert left == {"checkpoints", "notes.txt", *whole}
 
 
 # --- whole runs -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def sweep(run: RunDirectory) -> None:
         for pattern in (f".*{PART}", ".*.tmp", "rollback-*.ckpt", "rollback-*.safetensors", "rollback-*.tmp"):
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
+    for part in run.incidents.glob(f".*{PART}"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def to_resume(run: RunDirectory, tell: Callable[[Finding], None] = lambda found: None) -> Path | None:
