@@ -13,14 +13,11 @@ import pytest
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("response", "stopped", "steps"), [("hold", None, 4), ("raise", "N507", 2)])
-def test_both_ranks_hold_what_is_bad_on_one_of_them(
-    response: str, stopped: str | None, steps: int, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def torchrun(processes: int, script: Path, *arguments: str) -> str:
+    """What the script says, run by so many processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     done = subprocess.run(
-        [*command, str(SCRIPT), str(tmp_path), response],
+        [*command, str(script), *arguments],
         capture_output=True,
         text=True,
         timeout=240,
@@ -28,6 +25,15 @@ def test_both_ranks_hold_what_is_bad_on_one_of_them(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("response", "stopped", "steps"), [("hold", None, 4), ("raise", "N507", 2)])
+def test_both_ranks_hold_what_is_bad_on_one_of_them(
+    response: str, stopped: str | None, steps: int, tmp_path: Path
+) -> None:
+    torchrun(2, SCRIPT, str(tmp_path), response)
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     for record in (first, second):
         assert record["steps"] == steps
@@ -44,15 +50,6 @@ def test_both_ranks_hold_what_is_bad_on_one_of_them(
 
 @pytest.mark.slow
 def test_gradients_are_averaged_in_the_accumulate_format() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4"]
-    done = subprocess.run(
-        [*command, str(SCRIPT.with_name("reducing.py"))],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("gradients")]
+    said = torchrun(4, SCRIPT.with_name("reducing.py"))
+    (line,) = [line for line in said.splitlines() if line.startswith("gradients")]
     assert line == "gradients torch.float32 65.0"  # 259 / 4 = 64.75, which bfloat16 has not

@@ -143,7 +143,7 @@ def _wing(backend: str, device: str) -> Iterator[Check]:
         "ok", "Device", f"{capability.device}: {capability.name}{features}", record=capability.versions
     )
     support = {f: {n: s.model_dump() for n, s in row.items()} for f, row in capability.support.items()}
-    what = "time of a small layer's step in each, relative to float32; large ones gain more"
+    what = "time of a small layer's step in each, relative to float32"
     yield Check("ok", "Number formats", what, formats_table(capability), record=support)
     outlooks = {name: outlook(name, capability) for name in _presets()}
     width = max(map(len, outlooks))

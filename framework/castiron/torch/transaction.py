@@ -29,7 +29,7 @@ from castiron.torch.precision import apply
 from castiron.torch.replay import ReplayStep
 from castiron.torch.scaling import Scaler, make_scaler, step_unless
 from castiron.torch.snapshot import Snapshot
-from castiron.torch.step_work import StepWork
+from castiron.torch.step import StepCore
 from castiron.torch.switches import matmul_switches
 from castiron.torch.updates import guard_updates
 from castiron.training.held import Origin, Verdict
@@ -131,11 +131,11 @@ class Transaction:
         self._cast = InputCast(policy)
         self._responses = HeldSteps(plan, origin, incidents)
         self._averages = averages
-        self._work = StepWork(
-            self._root, precision, policy, optimizers, scaler,
+        self._core = StepCore(
+            self._root, precision, policy, device, optimizers, scaler,
             schedules=schedulers, averages=averages, clip_norm=clip_norm, findings=self.findings,
         )  # fmt: skip
-        self._guard = self._work.guard
+        self._guard = self._core.guard
         self._late = self._may_be_late(late)
         self._pending: Attempt | None = None
         self._tried = 0
@@ -145,7 +145,7 @@ class Transaction:
     @property
     def committed(self) -> int:
         """Steps that were applied, as far as is known."""
-        return self._work.committed
+        return self._core.committed
 
     @property
     def held(self) -> int:
@@ -173,7 +173,7 @@ class Transaction:
             raise ValueError("Expected one batch or more. Received none.")
         outcome = StepOutcome(self.settle)
         cast = [self._cast(batch) for batch in batches]
-        snapshots = self._work.snapshots(len(turns), self._tried % 2 if self._late else 0)
+        snapshots = self._core.snapshots(len(turns), self._tried % 2 if self._late else 0)
         attempt = Attempt(turns, cast, snapshots, outcome)
         self._tried += 1
         every = self._policy.guard.every
@@ -198,9 +198,9 @@ class Transaction:
         if pending is not None and pending.reading is not None:
             if pending.reading.read():
                 pending.outcome.result = Result(False, Verdict(True))
-                self._work.undo(pending)
+                self._core.undo(pending)
             else:
-                self._work.commit(pending)
+                self._core.commit(pending)
         self._guard.release()
 
     # --- a step whose verdict is asked for at once -------------------------------------------------
@@ -215,29 +215,29 @@ class Transaction:
             for number, turn in enumerate(attempt.turns):
                 if number:
                     attempt.snapshots[number].take()
-                self._work.compute(turn, attempt)
+                self._core.compute(turn, attempt)
                 last = suspected and turn is attempt.turns[-1]
                 verdict = self._guard.verdict(COMPUTED)
-                if last and not self._work.updated:
+                if last and not self._core.updated:
                     verdict = _as_suspected(verdict)
                 if verdict.bad:
                     break
-                self._work.clip(turn)
+                self._core.clip(turn)
                 for optimizer in turn.optimizers:
                     self._scaler.step(optimizer)
-                if self._work.updated:
-                    verdict = self._guard.verdict(self._work.updated)
+                if self._core.updated:
+                    verdict = self._guard.verdict(self._core.updated)
                     verdict = _as_suspected(verdict) if last else verdict
                     if verdict.bad:
                         break
         except BaseException:
-            self._work.undo(attempt)
+            self._core.undo(attempt)
             raise
         if verdict.bad:
             self._hold(attempt, number, verdict)
         else:
             self._scaler.update()
-            self._work.commit(attempt)
+            self._core.commit(attempt)
 
     def _hold(self, attempt: Attempt, number: int, verdict: Verdict) -> None:
         """Nothing of the step stays; then the policy's response."""
@@ -248,7 +248,7 @@ class Transaction:
         else:
             self._scaler.discard()
         found = self._scaler.check() if verdict.gradients_only else None
-        self._work.drop_gradients()
+        self._core.drop_gradients()
         if expected:
             self.overflows += 1
             reason = f"gradients overflowed under a loss scale of {scale:g}"
@@ -261,7 +261,7 @@ class Transaction:
         replay = ReplayStep(
             root=self._root,
             batches=attempt.batches,
-            run=lambda batch, _: self._work.again(turn, batch, scale / len(attempt.batches)),
+            run=lambda batch, _: self._core.again(turn, batch, scale / len(attempt.batches)),
             restore=snapshot.restore,
             verdict=verdict,
             optimizers=turn.optimizers,
@@ -271,7 +271,7 @@ class Transaction:
         try:
             blame = self._responses.respond(replay, self.committed, found)
         finally:
-            self._work.drop_gradients()
+            self._core.drop_gradients()
             attempt.snapshots[0].restore()
         self.findings.append(blame)
         attempt.outcome.result = Result(False, verdict, finding=blame)
@@ -279,11 +279,11 @@ class Transaction:
     def _unwatched(self, attempt: Attempt) -> None:
         """A step between two that the guard looks at (`guard.every`)."""
         for turn in attempt.turns:
-            self._work.compute(turn, attempt)
-            self._work.clip(turn)
+            self._core.compute(turn, attempt)
+            self._core.clip(turn)
             for optimizer in turn.optimizers:
                 optimizer.step()
-        self._work.commit(attempt)
+        self._core.commit(attempt)
 
     # --- a step whose verdict is asked for during the next one -------------------------------------
 
@@ -296,14 +296,14 @@ class Transaction:
         after a step (schedules, averages) it does when the verdict is there.
         """
         attempt.snapshots[0].take()
-        attempt.scale = [t.clone() for t in self._scaler.tensors(self._work.device)]
+        attempt.scale = [t.clone() for t in self._scaler.tensors(self._core.device)]
         bad: Tensor | None = None
         confirmed = True
         try:
             for number, turn in enumerate(attempt.turns):
                 if number:
                     attempt.snapshots[number].take()
-                self._work.compute(turn, attempt)
+                self._core.compute(turn, attempt)
                 bad = _either(bad, self._guard.flag(COMPUTED), self._scaler.found_inf)
                 if self._pending is not None:
                     confirmed = False
@@ -311,14 +311,14 @@ class Transaction:
                         return False
                     confirmed = True
                     attempt.snapshots[0].take_settings()  # the schedules have moved since
-                self._work.clip(turn)
+                self._core.clip(turn)
                 for optimizer in turn.optimizers:
                     step_unless(optimizer, bad)
-                if self._work.updated:
-                    bad = _either(bad, self._guard.flag(self._work.updated))
+                if self._core.updated:
+                    bad = _either(bad, self._guard.flag(self._core.updated))
         except BaseException:
             if confirmed:  # else the state is already that from before the step before
-                self._work.undo(attempt)
+                self._core.undo(attempt)
             raise
         assert bad is not None
         self._scaler.update()
@@ -339,9 +339,9 @@ class Transaction:
             # Averages take buffers in as they were after that step.
             averaging = since is not None and bool(self._averages)
             with since.buffers_as_taken() if averaging and since else contextlib.nullcontext():
-                self._work.commit(pending)
+                self._core.commit(pending)
             return True
-        self._work.undo(pending)
+        self._core.undo(pending)
         self._run(pending, suspected=True)
         return False
 
@@ -364,7 +364,7 @@ class Transaction:
                 "Expected fused optimizers without stochastic rounding, and guard.every 1, for a late "
                 f"verdict. Received {', '.join(type(o).__name__ for o in self._optimizers)}."
             )
-        return possible and self._work.device.type == "cuda" if late is None else late
+        return possible and self._core.device.type == "cuda" if late is None else late
 
 
 def _as_suspected(verdict: Verdict) -> Verdict:

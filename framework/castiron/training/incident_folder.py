@@ -26,6 +26,7 @@ from pydantic import ValidationError
 
 from castiron.diagnostics import CastironError, Finding, Place, RunError, finding
 from castiron.policy import Plan
+from castiron.training.checkpoint_file import PART
 from castiron.training.incident import Incident
 from castiron.training.run_directory import CONFIG, INCIDENTS, PLAN
 from castiron.training.suggestions import did_you_mean, near
@@ -85,7 +86,7 @@ def write_incident(
     missing = dict(left_out or {})
     with written(parent):
         parent.mkdir(parents=True, exist_ok=True)
-        part = parent / f".step-{incident.step}.{secrets.token_hex(4)}.part"
+        part = parent / f".step-{incident.step}.{secrets.token_hex(4)}{PART}"
         try:
             part.mkdir()
             room = budget - _taken(parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,12 +21,13 @@ from castiron.torch.snapshot import Snapshot, drop_gradients
 from castiron.training.held import Verdict
 
 
-class StepWork:
+class StepCore:
     """The parts of a step; in which order they come, and whether they count, `Transaction` decides.
 
     Args:
-        root: the model, not compiled, on its device.
+        root: the model, not compiled.
         precision: what the policy made of the model.
+        device: that of the model.
         optimizers: of the model's parameters.
         schedules: stepped with every commit.
         averages: updated with every commit.
@@ -40,6 +40,7 @@ class StepWork:
         root: nn.Module,
         precision: Precision,
         policy: PrecisionPolicy,
+        device: torch.device,
         optimizers: tuple[Optimizer, ...],
         scaler: Scaler,
         *,
@@ -51,11 +52,11 @@ class StepWork:
         self._root, self._precision, self._policy = root, precision, policy
         self._optimizers, self._scaler, self._clip_norm = optimizers, scaler, clip_norm
         self._schedules, self._averages, self._findings = schedules, averages, findings
-        self.device = next((p.device for p in root.parameters()), torch.device("cpu"))
+        self.device = device
         self.guard = StepGuard(root, policy.guard.watch, optimizers)
         self.updated = UPDATED & self.guard.watch
         """What is watched of what an update changes."""
-        trained = {p for o in optimizers for p in _parameters(o)}
+        trained = set(_parameters(*optimizers))
         self._strays = [p for p in root.parameters() if p not in trained]
         """Parameters that no optimizer has: a gradient of theirs would stay."""
         self._snapshots: dict[tuple[int, int], list[Snapshot]] = {}
@@ -160,5 +161,5 @@ class StepWork:
         self._checked_loss = True
 
 
-def _parameters(*optimizers: Optimizer) -> Sequence[nn.Parameter]:
+def _parameters(*optimizers: Optimizer) -> list[nn.Parameter]:
     return [p for o in optimizers for group in o.param_groups for p in group["params"]]
