@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import parquet
+
+from castiron.data import ContractError, Dataset, Field, Schema, load
 
 
 @pytest.fixture
@@ -21,3 +24,29 @@ def damage() -> Callable[[Path, int, int], None]:
         path.write_bytes(content)
 
     return change
+
+
+@pytest.fixture
+def read() -> Callable[..., Dataset]:
+    """`read(name, content, *fields, **options)`: a file of this content, made unless that is None, and loaded.
+    Without fields: `x`, float32."""
+
+    def made(name: str, content: str | bytes | None, *fields: Field, **options: Any) -> Dataset:
+        if content is not None:
+            Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+        declared = {k: options.pop(k) for k in ("strict", "bad_rows") if k in options}
+        return load(name, Schema(fields=fields or (Field(name="x"),), **declared), **options)
+
+    return made
+
+
+@pytest.fixture
+def refused(read: Callable[..., Dataset]) -> Callable[..., list[str]]:
+    """The same of a file that is refused: what is said."""
+
+    def made(name: str, content: str | bytes | None, *fields: Field, **options: Any) -> list[str]:
+        with pytest.raises(ContractError) as error:
+            read(name, content, *fields, **options)
+        return [f"{f.code} {f.sentence()}" for f in error.value.findings]
+
+    return made

@@ -1,11 +1,10 @@
-"""Files of every format: what is read, what is refused, and where each row came from."""
+"""Files of text, and files at all: what is read, what is refused, and where each row came from."""
 
 from __future__ import annotations
 
 import gzip
-from decimal import Decimal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +14,9 @@ from pyarrow import parquet
 
 from castiron.data import ContractError, Dataset, Field, ReadOptions, Schema, load, load_batches
 from castiron.data.readers import text_blocks as blocks
-from castiron.policy.sections import CastSection
 
+Read = Callable[..., Dataset]
+Refused = Callable[..., list[str]]
 X = Field(name="x")
 T = Field(name="t", role="text")
 
@@ -25,19 +25,6 @@ T = Field(name="t", role="text")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def read(name: str, content: str | bytes | None, *fields: Field, **options: Any) -> Dataset:
-    if content is not None:
-        Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
-    declared = {k: options.pop(k) for k in ("strict", "bad_rows") if k in options}
-    return load(name, Schema(fields=fields or (X,), **declared), **options)
-
-
-def refused(name: str, content: str | bytes | None, *fields: Field, **options: Any) -> list[str]:
-    with pytest.raises(ContractError) as error:
-        read(name, content, *fields, **options)
-    return [f"{f.code} {f.sentence()}" for f in error.value.findings]
 
 
 # --- delimited -----------------------------------------------------------------------------------------
@@ -55,14 +42,14 @@ def refused(name: str, content: str | bytes | None, *fields: Field, **options: A
         ('"x"\n"1"\n"2"', [1, 2], [2, 3]),
     ],
 )
-def test_rows_keep_their_lines(content: str, values: list[float], lines: list[int]) -> None:
+def test_rows_keep_their_lines(content: str, values: list[float], lines: list[int], read: Read) -> None:
     data = read("a.csv", content)
     assert data["x"].tolist() == values
     assert [data.origin(i).line for i in range(len(data))] == lines
     assert str(data.origin(-1)) == f"a.csv:{lines[-1]}"
 
 
-def test_lines_are_right_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_right_across_blocks(monkeypatch: pytest.MonkeyPatch, read: Read, refused: Refused) -> None:
     monkeypatch.setattr(blocks, "BLOCK_SIZE", 64)
     monkeypatch.setattr(blocks.text_blocks, "__kwdefaults__", {"whitespace": False, "block_size": 64})
     rows = [(i, f'"{i}' + "\n" * (i % 3) + f'{"z" * (i % 40)}"') for i in range(200)]
@@ -78,14 +65,14 @@ def test_lines_are_right_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said[0].endswith(f"Received 'oops' (text) at a.csv:{bad.count(chr(10))}, column 1.")
 
 
-def test_tsv_has_no_quotes() -> None:
+def test_tsv_has_no_quotes(read: Read) -> None:
     data = read("a.tsv", 'x\tt\n1\t"stray\n2\tb"c\n', X, T)
     assert data.texts("t") == ['"stray', 'b"c']
     quoted = read("a.tsv", 'x\tt\n1\t"a\tb"\n', X, T, options=ReadOptions(quoting=True))
     assert quoted.texts("t") == ["a\tb"]
 
 
-def test_a_file_without_a_header() -> None:
+def test_a_file_without_a_header(read: Read, refused: Refused) -> None:
     plain = ReadOptions(header=False)
     data = read(
         "a.csv",
@@ -102,7 +89,7 @@ def test_a_file_without_a_header() -> None:
     assert read("a.csv", "1,a\n", options=plain, columns={"x": 0})["x"].tolist() == [1]
 
 
-def test_blanks_as_delimiter() -> None:
+def test_blanks_as_delimiter(read: Read) -> None:
     text = '18.0   8 ?\t"a  b"\n  15.5 8    130.\t"c"\n'
     options = ReadOptions(header=False, delimiter="whitespace", format="csv")
     fields = (
@@ -126,7 +113,7 @@ def test_columns_are_named_with_alternatives() -> None:
     assert [str(data.origin(i)) for i in range(2)] == ["train.csv:2", "dev.csv:2"]
 
 
-def test_missing_doubled_and_extra_columns() -> None:
+def test_missing_doubled_and_extra_columns(read: Read, refused: Refused) -> None:
     assert refused("a.csv", "X,z\n1,2\n") == [
         "D120 Expected a column 'x' for field 'x'. Received columns 'X', 'z' at a.csv."
     ]
@@ -145,7 +132,7 @@ def test_missing_doubled_and_extra_columns() -> None:
         read("a.csv", "x\n1\n", columns={"y": "x"})
 
 
-def test_an_optional_field_may_be_absent() -> None:
+def test_an_optional_field_may_be_absent(read: Read) -> None:
     optional = Field(name="y", required=False)
     data = read("a.csv", "x\n1\n", X, optional)
     assert "y" not in data
@@ -153,7 +140,7 @@ def test_an_optional_field_may_be_absent() -> None:
     assert read("a.csv", "x,y\n1,2\n", X, optional)["y"].tolist() == [2]
 
 
-def test_rows_of_another_width() -> None:
+def test_rows_of_another_width(read: Read, refused: Refused) -> None:
     text = "x,t\n1,2,3\n4\n5,6\n"
     assert refused("a.csv", text) == [
         "D123 Expected 2 cells. Received 3 cells at a.csv:2.",
@@ -165,20 +152,20 @@ def test_rows_of_another_width() -> None:
     assert (data.report.rows_read, data.report.dropped) == (3, 2)
 
 
-def test_a_quote_that_is_never_closed() -> None:
+def test_a_quote_that_is_never_closed(refused: Refused) -> None:
     assert refused("a.csv", 'x,t\n1,"a"\n2,"open\n3,b\n') == [
         "D126 Expected a closing quote for every opening one. "
         "Received a quote that is never closed, as byte 3 of the line at a.csv:3."
     ]
 
 
-def test_a_bad_byte_in_a_row_of_another_width() -> None:
+def test_a_bad_byte_in_a_row_of_another_width(refused: Refused) -> None:
     assert refused("a.csv", b"x,t\n1,2,\xff\n") == [
         "D133 Expected text in utf-8. Received byte 0xff as byte 5 of the line at a.csv:2."
     ]
 
 
-def test_encodings() -> None:
+def test_encodings(read: Read, refused: Refused) -> None:
     latin = "x,t\n1,caf\u00e9\n2,\u2026\n".encode("windows-1252")
     assert refused("a.csv", latin, X, T) == [
         "D133 Expected text in utf-8. Received byte 0xe9 as byte 6 of the line at a.csv:2."
@@ -197,7 +184,7 @@ def test_encodings() -> None:
         ReadOptions(encoding="klingon")
 
 
-def test_a_huge_cell_is_read() -> None:
+def test_a_huge_cell_is_read(read: Read) -> None:
     text = "a" * (3 << 20)
     data = read("a.csv", f"x,t\n1,{text}\n2,b\n", X, T)
     assert [len(t) for t in data.texts("t")] == [len(text), 1]
@@ -206,7 +193,7 @@ def test_a_huge_cell_is_read() -> None:
 # --- files ---------------------------------------------------------------------------------------------
 
 
-def test_files_that_are_not_there(here: Path) -> None:
+def test_files_that_are_not_there(here: Path, read: Read, refused: Refused) -> None:
     (here / "reviews.csv").write_text("x\n1\n")
     (here / "folder").mkdir()
     assert refused("review.csv", None) == ["D130 Expected a file. Received review.csv, which does not exist."]
@@ -223,7 +210,7 @@ def test_files_that_are_not_there(here: Path) -> None:
     assert read("a.foo", "x;y\n1;2\n", options=ReadOptions(delimiter=";"))["x"].tolist() == [1]
 
 
-def test_a_file_that_may_not_be_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_read(here: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     (here / "a.csv").write_text("x\n1\n")
 
     def forbidden(*_: object) -> None:
@@ -235,7 +222,7 @@ def test_a_file_that_may_not_be_read(here: Path, monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_empty_files() -> None:
+def test_empty_files(refused: Refused) -> None:
     for name in ("a.csv", "a.jsonl", "a.parquet", "a.npz"):
         assert refused(name, "") == [f"D131 Expected rows. Received an empty file at {name}."]
     assert refused("a.csv", "\n\r\n") == ["D131 Expected rows. Received an empty file at a.csv."]
@@ -247,7 +234,7 @@ def test_empty_files() -> None:
     ]
 
 
-def test_gzip_and_globs() -> None:
+def test_gzip_and_globs(refused: Refused) -> None:
     for i in range(3):
         Path(f"part-{i}.csv.gz").write_bytes(gzip.compress(f"x\n{i}\n{i + 10}\n".encode()))
     data = load("part-*.csv.gz", Schema.of(X))
@@ -270,7 +257,7 @@ def test_errors_of_several_files_are_all_told() -> None:
     assert sorted(f.code for f in error.value.findings) == ["D101", "D120", "D131"]
 
 
-def test_digests(here: Path) -> None:
+def test_digests(read: Read) -> None:
     wanted = ReadOptions(digest=True)
     file = read("a.csv", "x\n1\n", options=wanted).report.files[0]
     assert file.blake3 == blake3(b"x\n1\n").hexdigest()
@@ -286,7 +273,7 @@ def test_digests(here: Path) -> None:
 # --- JSON Lines ----------------------------------------------------------------------------------------
 
 
-def test_a_key_that_is_absent_is_no_null() -> None:
+def test_a_key_that_is_absent_is_no_null(read: Read, refused: Refused) -> None:
     text = '{"x": 1}\n{"y": 2}\n{"x": null}\n'
     assert refused("a.jsonl", text) == [
         "D124 Expected float32 for field 'x'. Received a row without the key 'x' at a.jsonl:2.",
@@ -303,7 +290,7 @@ def test_a_key_that_is_absent_is_no_null() -> None:
     ]
 
 
-def test_json_lines_that_are_no_objects() -> None:
+def test_json_lines_that_are_no_objects(read: Read, refused: Refused) -> None:
     text = '{"x":1}\n{"x":\n[1]\n\n{"x":1,"x":2}\n{"x":1} {"x":2}\n'
     assert refused("a.jsonl", text) == [
         "D125 Expected one JSON object on the line. Received '{\"x\":' (Expecting value) at a.jsonl:2:1.",
@@ -318,11 +305,11 @@ def test_json_lines_that_are_no_objects() -> None:
 
 
 @pytest.mark.parametrize("text", ["null\n", 'null\n{"x": 1}\n', '{"x": 1}\nnull\n', " null", "nullx"])
-def test_a_line_of_null_is_no_row(text: str) -> None:
+def test_a_line_of_null_is_no_row(text: str, refused: Refused) -> None:
     assert refused("a.jsonl", text)[0].startswith("D125 Expected one JSON object on the line. Received '")
 
 
-def test_json_values_of_other_types() -> None:
+def test_json_values_of_other_types(read: Read, refused: Refused) -> None:
     text = '{"x": 1}\n{"x": "N/A"}\n{"x": true}\n{"x": [1]}\n{"x": {"a": 1}}\n{"x": "2"}\n'
     assert refused("a.jsonl", text) == [
         "D101 Expected float32 for field 'x'. Received 'N/A' (text) at a.jsonl:2.",
@@ -339,7 +326,7 @@ def test_json_values_of_other_types() -> None:
     ]
 
 
-def test_json_numbers_are_read_as_they_are_written() -> None:
+def test_json_numbers_are_read_as_they_are_written(read: Read, refused: Refused) -> None:
     assert refused("a.jsonl", '{"x":16777217}\n{"x":1e400}\n{"x":1e-400}\n{"x":NaN}\n{"x":-Infinity}\n') == [
         "D105 16777217 becomes 16777216 in float32. Expected float32 for field 'x'. "
         "Received '16777217' (text) at a.jsonl:1.",
@@ -353,7 +340,7 @@ def test_json_numbers_are_read_as_they_are_written() -> None:
     assert read("a.jsonl", '{"x":1.0}\n{"x":2}\n', Field(name="x", dtype="int64"))["x"].tolist() == [1, 2]
 
 
-def test_ragged_lists_are_named() -> None:
+def test_ragged_lists_are_named(read: Read, refused: Refused) -> None:
     vector = Field(name="x", shape=(3,))
     data = read("a.jsonl", '{"x": [1, 2, 3]}\n{"x": [4, 5, 6.5]}\n', vector)
     assert data["x"].tolist() == [[1, 2, 3], [4, 5, 6.5]]
@@ -371,158 +358,10 @@ def test_ragged_lists_are_named() -> None:
     ]
 
 
-def test_strict_json() -> None:
+def test_strict_json(refused: Refused) -> None:
     assert refused("a.jsonl", '{"x": 1}\n{"x": 2, "k": 3}\n', strict=True) == [
         "D122 Expected the keys of the schema only (x). Received 'k' at a.jsonl:2."
     ]
-
-
-# --- Parquet -------------------------------------------------------------------------------------------
-
-
-def column(values: Any, *fields: Field, **options: Any) -> Dataset:
-    parquet.write_table(pa.table({(fields or (X,))[0].name: values}), "a.parquet")
-    return read("a.parquet", None, *fields, **options)
-
-
-def bad_column(values: Any, *fields: Field, **options: Any) -> list[str]:
-    parquet.write_table(pa.table({(fields or (X,))[0].name: values}), "a.parquet")
-    return refused("a.parquet", None, *fields, **options)
-
-
-def test_parquet_numbers() -> None:
-    data = column(pa.array([1.0, 0.1]))
-    assert data["x"].dtype == np.float32
-    found = data.report.as_findings()
-    assert [(f.code, f.severity) for f in found] == [("D111", "info")]
-    assert found[0].sentence() == (
-        "The files store field 'x' as float64; 1 of 2 values are rounded, by 1.5e-08 at most. "
-        "Expected float32. Received float64."
-    )
-    quiet = CastSection(float64_source="ignore")
-    assert column(pa.array([0.1]), casts=quiet).report.findings == []
-    assert bad_column(pa.array([0.1]), casts=CastSection(float64_source="error"))[0].startswith("D111")
-    assert column(pa.array([0.5], pa.float16())).report.findings == []
-    assert column(pa.array([Decimal("1.25")]))["x"].tolist() == [1.25]
-    assert column(pa.array(["1.5", "2"]).dictionary_encode())["x"].tolist() == [1.5, 2]
-    assert column(pa.array([True, False]), Field(name="x", role="mask"))["x"].tolist() == [True, False]
-
-
-def test_parquet_values_that_are_refused() -> None:
-    assert bad_column(pa.array([1.0, None])) == [
-        "D102 Expected float32 for field 'x'. Received null at a.parquet, row 2."
-    ]
-    assert bad_column(pa.array([float("nan"), float("inf"), 1e39])) == [
-        "D102 Expected float32 for field 'x'. Received NaN at a.parquet, row 1.",
-        "D108 Expected float32 for field 'x'. Received inf (double) at a.parquet, row 2.",
-        "D103 The largest float32 is 3.402823e+38. Expected float32 for field 'x'. "
-        "Received 1e+39 (double) at a.parquet, row 3.",
-    ]
-    assert bad_column(pa.array([2**53 + 1]), Field(name="x", dtype="float64")) == [
-        "D105 9007199254740993 becomes 9007199254740992 in float64. Expected float64 for field 'x'. "
-        "Received 9007199254740993 (int64) at a.parquet, row 1."
-    ]
-    assert bad_column(pa.array([2.0**53]), Field(name="x", role="id")) == [
-        "D144 Expected int64 for field 'x'. Received 9007199254740992.0 (double) at a.parquet, row 1."
-    ]
-    assert bad_column(pa.array([1.5]), Field(name="x", dtype="int64")) == [
-        "D106 Expected int64 for field 'x'. Received 1.5 (double) at a.parquet, row 1."
-    ]
-    assert bad_column(pa.array(["1", "N/A"])) == [
-        "D101 Expected float32 for field 'x'. Received 'N/A' (text) at a.parquet, row 2."
-    ]
-    assert bad_column(pa.array([[1.0, 2.0], [1.0]]), Field(name="x", shape=(2,))) == [
-        "D116 Expected shape [2] for field 'x'. Received shape [1] at a.parquet, row 2."
-    ]
-
-
-def test_parquet_types_that_are_refused() -> None:
-    from datetime import datetime
-
-    assert bad_column(pa.array([datetime(2020, 1, 1)])) == [
-        "D118 Expected float32 for field 'x'. Received column 'x' of type timestamp[us] at a.parquet."
-    ]
-    assert bad_column(pa.array([{"a": 1}])) == [
-        "D118 Expected float32 for field 'x'. Received column 'x' of type struct<a: int64> at a.parquet."
-    ]
-    assert bad_column(pa.array([1, 2]), T) == [
-        "D127 Expected text for field 't'. Received column 't' of type int64 at a.parquet."
-    ]
-    assert bad_column(pa.array([[1.0]])) == [
-        "D116 Expected float32 for field 'x' in column 'x'. Received lists nested 1 deep at a.parquet."
-    ]
-    assert refused("b.parquet", b"PAR1 no")[0].startswith(
-        "D134 Expected a Parquet file. Received a damaged one"
-    )
-
-
-def test_parquet_lists_with_gaps() -> None:
-    field = Field(name="x", shape=(2,), missing="nan")
-    data = column(pa.array([[1.0, 2.0], None, [3.0, None]]), field)
-    assert np.isnan(data["x"]).tolist() == [[False, False], [True, True], [False, True]]
-    assert data["x"][2, 0] == 3
-    assert str(data.origin(2)) == "a.parquet:3"
-
-
-# --- NumPy ---------------------------------------------------------------------------------------------
-
-
-def archive(*fields: Field, **arrays: np.ndarray) -> Dataset:
-    np.savez("a.npz", **arrays)
-    return read("a.npz", None, *fields)
-
-
-def bad_archive(*fields: Field, **arrays: np.ndarray) -> list[str]:
-    np.savez("a.npz", **arrays)
-    return refused("a.npz", None, *fields)
-
-
-def test_numpy_archives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("castiron.data.readers.npz._PIECE", 64)
-    x = np.arange(60, dtype=np.float32).reshape(20, 3)
-    label = np.arange(20) % 2
-    schema = (Field(name="x", shape=(3,)), Field(name="y", role="target", dtype="int64"))
-    data = archive(*schema, x=x, y=label)
-    assert np.array_equal(data["x"], x)
-    assert np.array_equal(data["y"], label)
-    assert data.origin(19).line == 20
-    fortran = archive(*schema, x=np.asfortranarray(x), y=label.astype(">i4"))
-    assert np.array_equal(fortran["x"], x)
-    assert np.array_equal(fortran["y"], label)
-    np.savez_compressed("b.npz", x=x, y=label)
-    assert np.array_equal(read("b.npz", None, *schema)["x"], x)
-
-
-def test_numpy_arrays_that_are_refused() -> None:
-    assert bad_archive(x=np.array([1, "a"], dtype=object)) == [
-        "D117 Expected float32 for field 'x'. "
-        "Received array 'x' of Python objects, which is not unpickled at a.npz."
-    ]
-    assert bad_archive(x=np.array([1 + 2j])) == [
-        "D118 Expected float32 for field 'x'. Received array 'x' of dtype complex128 at a.npz."
-    ]
-    assert bad_archive(Field(name="x", shape=(3,)), x=np.zeros((2, 4))) == [
-        "D116 Expected float32 [3] for field 'x', so an array of shape [rows, 3]. "
-        "Received array 'x' of shape [2, 4] at a.npz."
-    ]
-    assert bad_archive(X, Field(name="y"), x=np.zeros(2), y=np.zeros(3)) == [
-        "D136 Expected arrays with one number of rows. Received 'x' 2, 'y' 3 at a.npz."
-    ]
-    assert bad_archive(x=np.array(["1", "N/A"])) == [
-        "D101 Expected float32 for field 'x'. Received 'N/A' (text) at a.npz, row 2."
-    ]
-    assert bad_archive(Field(name="x", role="image"), x=np.array([255, 256])) == [
-        "D107 Expected uint8 for field 'x'. Received 256 (int64) at a.npz, row 2."
-    ]
-    assert refused("b.npz", b"garbage")[0].startswith("D134 Expected a NumPy archive (.npz).")
-    np.savez("c.npz", x=np.zeros(100, np.float32))
-    whole = Path("c.npz").read_bytes()
-    assert refused("c.npz", whole[:-40])[0].startswith("D134")
-    flipped = bytearray(whole)
-    flipped[300] ^= 1
-    assert refused("c.npz", bytes(flipped))[0].startswith(
-        "D134 Expected a NumPy archive (.npz). Received a damaged one (Bad CRC-32 for file 'x.npy') at c.npz."
-    )
 
 
 # --- streams -------------------------------------------------------------------------------------------
