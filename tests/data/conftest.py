@@ -28,7 +28,7 @@ def damage() -> Callable[[Path, int, int], None]:
 
 @pytest.fixture
 def read() -> Callable[..., Dataset]:
-    """`read(name, content, *fields, **options)`: a file of this content, made unless that is None, and loaded.
+    """`read(name, content, *fields, **options)`: a file of this content, made unless it is None, and loaded.
     Without fields: `x`, float32."""
 
     def made(name: str, content: str | bytes | None, *fields: Field, **options: Any) -> Dataset:
